@@ -1,0 +1,1 @@
+"""mlxrt: execution of language models on MLX as a service that somebody else schedules."""
