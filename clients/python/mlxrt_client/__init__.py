@@ -1,0 +1,1 @@
+"""Client of mlxrt: typed sessions and steps over gRPC, for a scheduler of your own."""
