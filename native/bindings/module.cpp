@@ -1,0 +1,88 @@
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/variant.h>
+#include <nanobind/stl/vector.h>
+
+#include "kernels/dispatch.h"
+#include "mlx/version.h"
+#include "mlxrt/bandwidth.h"
+#include "mlxrt/copy_blocks.h"
+#include "mlxrt/counters.h"
+#include "mlxrt/kv_write.h"
+#include "mlxrt/paged_attention.h"
+#include "mlxrt/thread_pool.h"
+
+namespace nb = nanobind;
+namespace mx = mlx::core;
+using namespace nb::literals;
+
+#define MLXRT_TEXT_OF(x) #x
+#define MLXRT_TEXT(x) MLXRT_TEXT_OF(x)
+
+namespace {
+
+constexpr const char* built_mlx_version = MLXRT_TEXT(MLX_VERSION_MAJOR) "." MLXRT_TEXT(
+    MLX_VERSION_MINOR) "." MLXRT_TEXT(MLX_VERSION_PATCH);
+
+// MLX's C++ ABI changes with patch releases; another version may load and then read wrong offsets.
+void check_mlx_version() {
+  if (std::string(mx::version()) != built_mlx_version) {
+    const std::string text = std::string("mlxrt was built against MLX ") + built_mlx_version +
+        " but libmlx " + mx::version() + " is loaded; install mlx==" + built_mlx_version +
+        " with its backend of the same version (mlx-cpu, mlx-metal or mlx-cuda-13), " +
+        "or rebuild mlxrt against the installed one";
+    throw nb::import_error(text.c_str());
+  }
+}
+
+nb::dict counters() {
+  nb::dict counts;
+  const auto values = mlxrt::evaluation_counts();
+  for (size_t i = 0; i < values.size(); ++i) {
+    counts[mlxrt::op_names[i]] = values[i];
+  }
+  return counts;
+}
+
+} // namespace
+
+// Docstrings stand in mlxrt/kernels/_native.pyi.
+NB_MODULE(_native, m) {
+  check_mlx_version();
+  nb::module_::import_("mlx.core");
+  m.attr("built_mlx_version") = built_mlx_version;
+
+  // The call fails if this nanobind and MLX's do not share their types; nothing else would tell.
+  m.def("probe", [](const mx::array& a) { return a; }, "a"_a);
+
+  m.def("kv_write", &mlxrt::kv_write, "k_pool"_a, "v_pool"_a, "keys"_a, "values"_a, "slots"_a,
+        nb::kw_only(), "stream"_a = nb::none());
+  m.def("copy_blocks", &mlxrt::copy_blocks, "pools"_a, "sources"_a, "destinations"_a,
+        nb::kw_only(), "stream"_a = nb::none());
+  m.def("paged_attention", &mlxrt::paged_attention, "q"_a, "k_pool"_a, "v_pool"_a,
+        "block_tables"_a, "query_start"_a, "context_len"_a, nb::kw_only(), "scale"_a,
+        "window"_a = 0, "softcap"_a = 0.0f, "sinks"_a = nb::none(), "stream"_a = nb::none());
+
+  m.def("counters", &counters);
+  m.def("reset_counters", &mlxrt::reset_evaluation_counts);
+  m.def("num_threads", &mlxrt::num_threads);
+  m.def("set_num_threads", &mlxrt::set_num_threads, "count"_a);
+  m.def("simd_level", &mlxrt::kernels::simd_level);
+  m.def("simd_levels", &mlxrt::kernels::simd_levels);
+  m.def("set_simd_level", &mlxrt::kernels::set_simd_level, "level"_a);
+  m.def("read_bandwidth",
+        [](double gigabytes, int repeats, std::optional<int> threads) {
+          return mlxrt::read_bandwidth(gigabytes, repeats, threads.value_or(mlxrt::num_threads()));
+        },
+        "gigabytes"_a = 0.5, "repeats"_a = 5, "threads"_a = nb::none(),
+        nb::call_guard<nb::gil_scoped_release>());
+  m.def("data_address",
+        [](const mx::array& a) {
+          mx::array evaluated = a;
+          evaluated.eval();
+          return reinterpret_cast<uintptr_t>(evaluated.data<char>());
+        },
+        "a"_a);
+}

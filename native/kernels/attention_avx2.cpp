@@ -1,0 +1,12 @@
+#include "kernels/simd_avx2.h"
+// The vector type comes first: the kernel is written in terms of it.
+#include "kernels/attention_kernel.h"
+
+namespace mlxrt::kernels {
+
+const KernelSet& avx2_kernels() {
+  static constexpr KernelSet set{"avx2", attend, read_stream};
+  return set;
+}
+
+} // namespace mlxrt::kernels

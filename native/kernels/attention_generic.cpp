@@ -1,0 +1,12 @@
+#include "kernels/simd_generic.h"
+// The vector type comes first: the kernel is written in terms of it.
+#include "kernels/attention_kernel.h"
+
+namespace mlxrt::kernels {
+
+const KernelSet& generic_kernels() {
+  static constexpr KernelSet set{"generic", attend, read_stream};
+  return set;
+}
+
+} // namespace mlxrt::kernels
