@@ -1,0 +1,339 @@
+"""What the rows of one step ask of sampling, gathered on the host into a few small arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from mlxrt.core.sampling import Sampling
+from mlxrt.engine.sampling.uniform import uniform
+
+# Where every top-k of a group is at most this, a selection of that many logits replaces the sort of the whole row.
+SHORT_DEPTH = 1024
+# Smallest normal float32: a smaller temperature is flushed to zero on some devices.
+_TEMPERATURE_MIN = float(np.finfo(np.float32).tiny)
+
+_NO_TOKENS: npt.NDArray[np.int32] = np.zeros(0, np.int32)
+
+
+@dataclass(slots=True)
+class SamplingRow:
+    """One row that samples. May be kept per sequence and changed in place between steps.
+
+    Attributes:
+        sampling: the rules.
+        seed: of the sequence, 0 to 2^64 - 1; read where `temperature` is more than 0.
+        position: number of tokens of the sequence before the new one.
+        prompt: [n] int32 or uint32, read where `sampling.penalised`. Only the set of its tokens matters, so it may be
+            made unique once.
+        generated: [n] int32 or uint32: tokens generated so far that the host knows, in any order, repeats included;
+            read where `sampling.penalised`.
+        pending: for each generated token that is still on the device, its index in `pending_tokens` of `sample`; read
+            where `sampling.penalised`.
+    """
+
+    sampling: Sampling
+    seed: int = 0
+    position: int = 0
+    prompt: npt.NDArray[np.int32] | npt.NDArray[np.uint32] = field(
+        default_factory=lambda: _NO_TOKENS
+    )
+    generated: npt.NDArray[np.int32] | npt.NDArray[np.uint32] = field(
+        default_factory=lambda: _NO_TOKENS
+    )
+    pending: Sequence[int] = ()
+
+
+def is_plain_greedy(sampling: Sampling) -> bool:
+    """Tells whether a row of these rules needs its largest logit and nothing else; None stands for it in `build`."""
+    return (
+        sampling.temperature == 0.0
+        and not sampling.logit_bias
+        and not sampling.penalised
+        and sampling.top_logprobs is None
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Biases:
+    """Rule 1, one entry per biased logit: `rows`, `tokens` [N] int32, `amounts` [N] float32."""
+
+    rows: mx.array
+    tokens: mx.array
+    amounts: mx.array
+
+
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """Rule 2 for the P rows that it changes. `owner` in the pairs below counts within those P.
+
+    Attributes:
+        rows: [P] int32, of the batch.
+        repetition, presence, frequency: [P, 1] float32.
+        prompt_owners, prompt_tokens: [N] int32 pairs; None without any.
+        generated_owners, generated_tokens: [N] int32 pairs; None without any.
+        pending_owners, pending_indices: [N] int32 pairs, the latter into the pending tokens; None without any.
+    """
+
+    rows: mx.array
+    repetition: mx.array
+    presence: mx.array
+    frequency: mx.array
+    prompt_owners: mx.array | None
+    prompt_tokens: mx.array | None
+    generated_owners: mx.array | None
+    generated_tokens: mx.array | None
+    pending_owners: mx.array | None
+    pending_indices: mx.array | None
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """Rules 5 and 6 for G of the drawn rows.
+
+    Attributes:
+        rows: [G] int32, within the drawn rows; None where they are all of them.
+        depth: how many of the largest logits decide; the vocabulary size where any of them may.
+        top_k_index: [G, 1] int32, top-k - 1; `depth - 1` where top-k is off; None where it is off for all.
+        top_p: [G, 1] float32, 1 where top-p is off; None where it is off for all.
+    """
+
+    rows: mx.array | None
+    depth: int
+    top_k_index: mx.array | None
+    top_p: mx.array | None
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Rules 3 to 7 for the R rows with a temperature.
+
+    Attributes:
+        rows: [R] int32, of the batch; None where they are all of it, in order.
+        temperature: [R, 1] float32; None where all are 1.
+        uniform: [R, 1] float32.
+        log_min_p: [R, 1] float32, minus infinity where min-p is off; None where it is off for all.
+        truncations: disjoint groups of rows.
+    """
+
+    rows: mx.array | None
+    temperature: mx.array | None
+    uniform: mx.array
+    log_min_p: mx.array | None
+    truncations: tuple[Truncation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobGroup:
+    """Rows whose logprobs come from the same logits.
+
+    Attributes:
+        rows: of the batch, on the host.
+        top_counts: of each row, how many of the most probable tokens it asked for.
+        row_indices: [L] int32, `rows` on the device.
+        source_indices: [L] int32, where those rows stand in the source; None where they are the source, in order.
+        depth: the largest of `top_counts`, at most the vocabulary size.
+    """
+
+    rows: list[int]
+    top_counts: list[int]
+    row_indices: mx.array
+    source_indices: mx.array | None
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingBatch:
+    """The rules of a step's sampled rows; None where no row needs a rule, so that what nobody asked for costs nothing.
+
+    Attributes:
+        count: rows, in the order of the logits.
+        all_drawn: no row is greedy.
+        raw_logprobs: rows that ask for logprobs of the model's logits.
+        greedy_logprobs: greedy rows that ask for processed logprobs.
+        drawn_logprobs: drawn rows that ask for processed logprobs.
+    """
+
+    count: int
+    biases: Biases | None = None
+    penalties: Penalties | None = None
+    draws: Draws | None = None
+    all_drawn: bool = False
+    raw_logprobs: LogprobGroup | None = None
+    greedy_logprobs: LogprobGroup | None = None
+    drawn_logprobs: LogprobGroup | None = None
+
+    @classmethod
+    def greedy(cls, count: int) -> SamplingBatch:
+        """Returns a batch of `count` plain greedy rows; costs about a microsecond."""
+        return cls(count)
+
+    @classmethod
+    def build(cls, rows: Sequence[SamplingRow | None], vocabulary_size: int) -> SamplingBatch:
+        """Gathers the rules of `rows`; None is a plain greedy row (see `is_plain_greedy`).
+
+        Token ids and pending indices are taken as valid: the contract's checks have been made. Must run on the MLX thread.
+        """
+        asking = [(i, row) for i, row in enumerate(rows) if row is not None]
+        if not asking:
+            return cls.greedy(len(rows))
+        drawn = [(i, row) for i, row in asking if row.sampling.temperature > 0.0]
+        groups = _logprob_groups(asking, drawn, len(rows), vocabulary_size)
+        return cls(
+            count=len(rows),
+            biases=_biases(asking),
+            penalties=_penalties([(i, row) for i, row in asking if row.sampling.penalised]),
+            draws=_draws(drawn, len(rows), vocabulary_size) if drawn else None,
+            all_drawn=len(drawn) == len(rows),
+            raw_logprobs=groups[0],
+            greedy_logprobs=groups[1],
+            drawn_logprobs=groups[2],
+        )
+
+
+_Indexed = list[tuple[int, SamplingRow]]
+
+
+def _indices(values: Sequence[int] | npt.NDArray[np.int32]) -> mx.array:
+    return mx.array(np.asarray(values, np.int32))
+
+
+def _column(values: Sequence[float]) -> mx.array:
+    return mx.array(np.asarray(values, np.float32)[:, None])
+
+
+def _biases(asking: _Indexed) -> Biases | None:
+    entries = [(i, token, bias) for i, row in asking for token, bias in row.sampling.logit_bias]
+    if not entries:
+        return None
+    rows, tokens, amounts = zip(*entries, strict=True)
+    return Biases(_indices(rows), _indices(tokens), mx.array(np.asarray(amounts, np.float32)))
+
+
+def _pairs(
+    owned: Sequence[npt.NDArray[np.int32] | npt.NDArray[np.uint32]],
+) -> tuple[mx.array, mx.array] | tuple[None, None]:
+    """Flattens one array per owner into parallel arrays of owner and value."""
+    counts = [len(values) for values in owned]
+    if not any(counts):
+        return None, None
+    owners = np.repeat(np.arange(len(owned), dtype=np.int32), counts)
+    return mx.array(owners), mx.array(np.concatenate(owned).astype(np.int32))
+
+
+def _penalties(penalised: _Indexed) -> Penalties | None:
+    if not penalised:
+        return None
+    rules = [row.sampling for _, row in penalised]
+    prompt = _pairs([row.prompt for _, row in penalised])
+    generated = _pairs([row.generated for _, row in penalised])
+    pending = _pairs([np.asarray(row.pending, np.int32) for _, row in penalised])
+    return Penalties(
+        rows=_indices([i for i, _ in penalised]),
+        repetition=_column([rule.repetition_penalty for rule in rules]),
+        presence=_column([rule.presence_penalty for rule in rules]),
+        frequency=_column([rule.frequency_penalty for rule in rules]),
+        prompt_owners=prompt[0],
+        prompt_tokens=prompt[1],
+        generated_owners=generated[0],
+        generated_tokens=generated[1],
+        pending_owners=pending[0],
+        pending_indices=pending[1],
+    )
+
+
+def _draws(drawn: _Indexed, count: int, vocabulary_size: int) -> Draws:
+    rules = [row.sampling for _, row in drawn]
+    seeds = np.asarray([row.seed for _, row in drawn], np.uint64)
+    positions = np.asarray([row.position for _, row in drawn], np.int64)
+    temperatures = [max(rule.temperature, _TEMPERATURE_MIN) for rule in rules]
+    any_min_p = any(rule.min_p > 0.0 for rule in rules)
+    return Draws(
+        rows=None if len(drawn) == count else _indices([i for i, _ in drawn]),
+        temperature=None if all(t == 1.0 for t in temperatures) else _column(temperatures),
+        uniform=mx.array(uniform(seeds, positions)[:, None]),
+        log_min_p=_column([_log(rule.min_p) for rule in rules]) if any_min_p else None,
+        truncations=_truncations(rules, vocabulary_size),
+    )
+
+
+def _log(probability: float) -> float:
+    return math.log(probability) if probability > 0.0 else -math.inf
+
+
+def _truncations(rules: list[Sampling], vocabulary_size: int) -> tuple[Truncation, ...]:
+    """Parts the rows that need rules 5 or 6 into those that a short selection serves and those that need a sort."""
+    short: list[int] = []
+    long: list[int] = []
+    short_max = min(SHORT_DEPTH, vocabulary_size - 1)
+    for i, rule in enumerate(rules):
+        if 0 < rule.top_k <= short_max:
+            short.append(i)
+        elif 0 < rule.top_k < vocabulary_size or rule.top_p < 1.0:
+            long.append(i)
+    groups = []
+    if short:
+        depth = max(rules[i].top_k for i in short)
+        groups.append(_truncation(short, rules, depth))
+    if long:
+        groups.append(_truncation(long, rules, vocabulary_size))
+    return tuple(groups)
+
+
+def _truncation(members: list[int], rules: list[Sampling], depth: int) -> Truncation:
+    # A top-k of the vocabulary size or more is off: the smallest logit is its threshold.
+    top_ks = [min(rules[i].top_k or depth, depth) for i in members]
+    top_ps = [rules[i].top_p for i in members]
+    off = all(k == depth for k in top_ks) and all(rules[i].top_k == 0 for i in members)
+    return Truncation(
+        rows=None if len(members) == len(rules) else _indices(members),
+        depth=depth,
+        top_k_index=None if off else mx.array(np.asarray(top_ks, np.int32)[:, None] - np.int32(1)),
+        top_p=_column(top_ps) if any(p < 1.0 for p in top_ps) else None,
+    )
+
+
+def _logprob_groups(
+    asking: _Indexed, drawn: _Indexed, count: int, vocabulary_size: int
+) -> tuple[LogprobGroup | None, LogprobGroup | None, LogprobGroup | None]:
+    """Groups the rows that ask for logprobs by source: the model's logits, adjusted ones, drawn rows' ones."""
+    raw: list[tuple[int, int, int]] = []
+    greedy: list[tuple[int, int, int]] = []
+    drawn_rows: list[tuple[int, int, int]] = []
+    place = {i: k for k, (i, _) in enumerate(drawn)}
+    for i, row in asking:
+        top_count = row.sampling.top_logprobs
+        if top_count is None:
+            continue
+        top_count = min(top_count, vocabulary_size)
+        if not row.sampling.processed_logprobs:
+            raw.append((i, i, top_count))
+        elif i in place:
+            drawn_rows.append((i, place[i], top_count))
+        else:
+            greedy.append((i, i, top_count))
+    return (
+        _logprob_group(raw, count),
+        _logprob_group(greedy, count),
+        _logprob_group(drawn_rows, len(drawn)),
+    )
+
+
+def _logprob_group(entries: list[tuple[int, int, int]], source_count: int) -> LogprobGroup | None:
+    if not entries:
+        return None
+    rows = [row for row, _, _ in entries]
+    sources = [source for _, source, _ in entries]
+    top_counts = [top_count for _, _, top_count in entries]
+    return LogprobGroup(
+        rows=rows,
+        top_counts=top_counts,
+        row_indices=_indices(rows),
+        source_indices=None if len(sources) == source_count else _indices(sources),
+        depth=max(top_counts),
+    )
