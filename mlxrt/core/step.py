@@ -81,12 +81,21 @@ class StepInput:
 
 @dataclass(slots=True)
 class Registration:
-    """A sequence that the engine must know from this plan on."""
+    """A sequence that the engine must know from this plan on.
+
+    After a discarded step a sequence comes back under a new handle (the old one is retired), so that nothing of what the
+    step left in the engine survives: `prompt` is then all that is known of it.
+
+    Attributes:
+        generated_count: how many of the last tokens of `prompt` were generated or given later (penalties count them);
+            0 for a new sequence.
+    """
 
     handle: int
     prompt: Sequence[int]
     sampling: Sampling
     seed: int
+    generated_count: int = 0
 
 
 @dataclass(slots=True)
@@ -127,7 +136,7 @@ class StepPlan:
 
     Attributes:
         ticket: number of the acceptance, rising over all sessions.
-        retired: handles that no later plan names.
+        retired: handles that this and later plans do not name; one that a failed plan was to register may be among them.
         decode_handles, decode_starts: parallel; one row each at that position, token source LAST_SAMPLED, sampled.
         cancelled: set when a predecessor failed or the session is gone: apply `retired`, `registrations` and `table_updates`,
             skip copies and rows, and answer an outcome all the same.
