@@ -5,15 +5,18 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from mlxrt.engine.sampling.batch import Penalties, SamplingBatch
+from mlxrt.engine.sampling.batch import SamplingBatch
+from mlxrt.engine.sampling.rules import Penalties
 
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 def adjust(logits: mx.array, batch: SamplingBatch, pending_tokens: mx.array | None) -> mx.array:
-    """Applies rules 1 and 2 to [S, V] logits; returns them as they are where no row needs either, else in float32.
+    """Applies rules 1 and 2 to [S, V] logits.
 
-    A sum or product past float32's range becomes the largest finite value of its sign, so that later rules see no infinity.
+    They are returned as they are where no row needs either rule, else in float32. A sum or product
+    past float32's range becomes the largest finite value of its sign, so that later rules see no
+    infinity.
 
     Raises:
         ValueError: pending tokens named but not given.

@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxrt.core.sampling import Sampling
+from mlxrt.engine.sampling.rules import Biases, Draws, LogprobGroup, Penalties, Truncation
 from mlxrt.engine.sampling.uniform import uniform
 
-# Where every top-k of a group is at most this, a selection of that many logits replaces the sort of the whole row.
+# Where every top-k of a group is at most this, a selection of that many logits replaces the sort of
+# the whole row.
 SHORT_DEPTH = 1024
 # Smallest normal float32: a smaller temperature is flushed to zero on some devices.
 _TEMPERATURE_MIN = float(np.finfo(np.float32).tiny)
@@ -29,12 +31,12 @@ class SamplingRow:
         sampling: the rules.
         seed: of the sequence, 0 to 2^64 - 1; read where `temperature` is more than 0.
         position: number of tokens of the sequence before the new one.
-        prompt: [n] int32 or uint32, read where `sampling.penalised`. Only the set of its tokens matters, so it may be
-            made unique once.
-        generated: [n] int32 or uint32: tokens generated so far that the host knows, in any order, repeats included;
-            read where `sampling.penalised`.
-        pending: for each generated token that is still on the device, its index in `pending_tokens` of `sample`; read
-            where `sampling.penalised`.
+        prompt: [n] int32 or uint32, read where `sampling.penalised`. Only the set of its tokens
+            matters, so it may be made unique once.
+        generated: [n] int32 or uint32: tokens generated so far that the host knows, in any order,
+            repeats included; read where `sampling.penalised`.
+        pending: for each generated token that is still on the device, its index in `pending_tokens`
+            of `sample`; read where `sampling.penalised`.
     """
 
     sampling: Sampling
@@ -50,7 +52,10 @@ class SamplingRow:
 
 
 def is_plain_greedy(sampling: Sampling) -> bool:
-    """Tells whether a row of these rules needs its largest logit and nothing else; None stands for it in `build`."""
+    """Tells whether a row of these rules needs its largest logit and nothing else.
+
+    None stands for such a row in `SamplingBatch.build`.
+    """
     return (
         sampling.temperature == 0.0
         and not sampling.logit_bias
@@ -60,96 +65,10 @@ def is_plain_greedy(sampling: Sampling) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Biases:
-    """Rule 1, one entry per biased logit: `rows`, `tokens` [N] int32, `amounts` [N] float32."""
-
-    rows: mx.array
-    tokens: mx.array
-    amounts: mx.array
-
-
-@dataclass(frozen=True, slots=True)
-class Penalties:
-    """Rule 2 for the P rows that it changes. `owner` in the pairs below counts within those P.
-
-    Attributes:
-        rows: [P] int32, of the batch.
-        repetition, presence, frequency: [P, 1] float32.
-        prompt_owners, prompt_tokens: [N] int32 pairs; None without any.
-        generated_owners, generated_tokens: [N] int32 pairs; None without any.
-        pending_owners, pending_indices: [N] int32 pairs, the latter into the pending tokens; None without any.
-    """
-
-    rows: mx.array
-    repetition: mx.array
-    presence: mx.array
-    frequency: mx.array
-    prompt_owners: mx.array | None
-    prompt_tokens: mx.array | None
-    generated_owners: mx.array | None
-    generated_tokens: mx.array | None
-    pending_owners: mx.array | None
-    pending_indices: mx.array | None
-
-
-@dataclass(frozen=True, slots=True)
-class Truncation:
-    """Rules 5 and 6 for G of the drawn rows.
-
-    Attributes:
-        rows: [G] int32, within the drawn rows; None where they are all of them.
-        depth: how many of the largest logits decide; the vocabulary size where any of them may.
-        top_k_index: [G, 1] int32, top-k - 1; `depth - 1` where top-k is off; None where it is off for all.
-        top_p: [G, 1] float32, 1 where top-p is off; None where it is off for all.
-    """
-
-    rows: mx.array | None
-    depth: int
-    top_k_index: mx.array | None
-    top_p: mx.array | None
-
-
-@dataclass(frozen=True, slots=True)
-class Draws:
-    """Rules 3 to 7 for the R rows with a temperature.
-
-    Attributes:
-        rows: [R] int32, of the batch; None where they are all of it, in order.
-        temperature: [R, 1] float32; None where all are 1.
-        uniform: [R, 1] float32.
-        log_min_p: [R, 1] float32, minus infinity where min-p is off; None where it is off for all.
-        truncations: disjoint groups of rows.
-    """
-
-    rows: mx.array | None
-    temperature: mx.array | None
-    uniform: mx.array
-    log_min_p: mx.array | None
-    truncations: tuple[Truncation, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LogprobGroup:
-    """Rows whose logprobs come from the same logits.
-
-    Attributes:
-        rows: of the batch, on the host.
-        top_counts: of each row, how many of the most probable tokens it asked for.
-        row_indices: [L] int32, `rows` on the device.
-        source_indices: [L] int32, where those rows stand in the source; None where they are the source, in order.
-        depth: the largest of `top_counts`, at most the vocabulary size.
-    """
-
-    rows: list[int]
-    top_counts: list[int]
-    row_indices: mx.array
-    source_indices: mx.array | None
-    depth: int
-
-
-@dataclass(frozen=True, slots=True)
 class SamplingBatch:
-    """The rules of a step's sampled rows; None where no row needs a rule, so that what nobody asked for costs nothing.
+    """The rules of a step's sampled rows.
+
+    A part is None where no row needs it, so that what nobody asked for costs nothing.
 
     Attributes:
         count: rows, in the order of the logits.
@@ -177,7 +96,8 @@ class SamplingBatch:
     def build(cls, rows: Sequence[SamplingRow | None], vocabulary_size: int) -> SamplingBatch:
         """Gathers the rules of `rows`; None is a plain greedy row (see `is_plain_greedy`).
 
-        Token ids and pending indices are taken as valid: the contract's checks have been made. Must run on the MLX thread.
+        Token ids and pending indices are taken as valid: the contract's checks have been made. Must
+        run on the MLX thread.
         """
         asking = [(i, row) for i, row in enumerate(rows) if row is not None]
         if not asking:
@@ -267,7 +187,7 @@ def _log(probability: float) -> float:
 
 
 def _truncations(rules: list[Sampling], vocabulary_size: int) -> tuple[Truncation, ...]:
-    """Parts the rows that need rules 5 or 6 into those that a short selection serves and those that need a sort."""
+    """Groups the rows that need rules 5 or 6: a selection serves some, others need a sort."""
     short: list[int] = []
     long: list[int] = []
     short_max = min(SHORT_DEPTH, vocabulary_size - 1)
@@ -286,10 +206,10 @@ def _truncations(rules: list[Sampling], vocabulary_size: int) -> tuple[Truncatio
 
 
 def _truncation(members: list[int], rules: list[Sampling], depth: int) -> Truncation:
-    # A top-k of the vocabulary size or more is off: the smallest logit is its threshold.
+    # Where top-k is off in a group where it is not off for all, the smallest logit is its threshold.
     top_ks = [min(rules[i].top_k or depth, depth) for i in members]
     top_ps = [rules[i].top_p for i in members]
-    off = all(k == depth for k in top_ks) and all(rules[i].top_k == 0 for i in members)
+    off = all(rules[i].top_k == 0 for i in members)
     return Truncation(
         rows=None if len(members) == len(rules) else _indices(members),
         depth=depth,
@@ -301,7 +221,7 @@ def _truncation(members: list[int], rules: list[Sampling], depth: int) -> Trunca
 def _logprob_groups(
     asking: _Indexed, drawn: _Indexed, count: int, vocabulary_size: int
 ) -> tuple[LogprobGroup | None, LogprobGroup | None, LogprobGroup | None]:
-    """Groups the rows that ask for logprobs by source: the model's logits, adjusted ones, drawn rows' ones."""
+    """Groups the rows that ask for logprobs by where their logits come from."""
     raw: list[tuple[int, int, int]] = []
     greedy: list[tuple[int, int, int]] = []
     drawn_rows: list[tuple[int, int, int]] = []

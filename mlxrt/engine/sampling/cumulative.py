@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-# Sums run over chunks, then inside one: the rounding error grows with V / CHUNK + CHUNK instead of V, and only one
-# chunk of a row is ever summed up element by element. 128 divides most vocabularies.
+# Sums run over chunks, then inside one: the rounding error grows with V / CHUNK + CHUNK instead of
+# V, and only one chunk of a row is ever summed up element by element. 128 divides most
+# vocabularies.
 CHUNK = 128
 
 
@@ -14,8 +15,8 @@ def first_reaching(
 ) -> mx.array:
     """Finds, in each row, the first index at which the running sum passes `share` of the total.
 
-    Where rounding lets no sum pass, it is the last index of positive weight; where no weight is positive, 0. An index of
-    weight 0 is never the answer otherwise.
+    Where rounding lets no sum pass, it is the last index of positive weight; where no weight is
+    positive, 0. An index of weight 0 is never the answer otherwise.
 
     Args:
         weights: [R, N] float32, 0 or more.
@@ -42,11 +43,12 @@ def first_reaching(
 
 
 def _first(weights: mx.array, sums: mx.array, target: mx.array, inclusive: bool) -> mx.array:
-    """Returns [R, 1] int32: the first index with positive weight whose sum passes, else the last with positive weight."""
+    """Returns [R, 1] int32: the first index of positive weight to pass, else the last such."""
     length = weights.shape[-1]
     index = mx.arange(length)
     positive = weights > 0
     passes = sums >= target if inclusive else sums > target
-    # A parallel scan may be off by a bit from one index to the next; a weight of 0 must not be chosen for that.
+    # A parallel scan may be off by a bit from one index to the next; a weight of 0 must not be
+    # chosen for that.
     key = mx.where(positive, mx.where(passes, 2 * length - index, index), -1)
     return mx.argmax(key, axis=-1, keepdims=True).astype(mx.int32)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlxrt.engine.sampling.batch import Draws
 from mlxrt.engine.sampling.cumulative import first_reaching
+from mlxrt.engine.sampling.rules import Draws
 from mlxrt.engine.sampling.truncation import thresholds
 
 
@@ -17,7 +17,8 @@ class Drawn:
 
     Attributes:
         tokens: [R] int32.
-        kept: [R, V] float32 logits after rules 1 to 6, up to one constant per row; minus infinity where excluded.
+        kept: [R, V] float32 logits after rules 1 to 6, up to one constant per row; minus infinity
+            where excluded.
     """
 
     tokens: mx.array
@@ -38,7 +39,8 @@ def draw(adjusted: mx.array, finite: mx.array, draws: Draws) -> Drawn:
     else:
         logits, usable = adjusted[draws.rows], finite[draws.rows]
     logits = logits.astype(mx.float32)
-    # Every later rule looks at differences alone, and with the largest logit at 0 no temperature can overflow them.
+    # Later rules look at differences alone; with the largest logit at 0 no temperature overflows
+    # them.
     shifted = logits - mx.max(logits, axis=-1, keepdims=True)
     # NaN has no order: no sort may see it.
     scaled = mx.where(usable[:, None], shifted, 0.0)

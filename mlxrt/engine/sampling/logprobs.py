@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from mlxrt.engine.sampling.batch import LogprobGroup
+from mlxrt.engine.sampling.rules import LogprobGroup
 from mlxrt.engine.sampling.sampled import LogprobArrays
 
 
@@ -34,11 +34,12 @@ def logprobs(group: LogprobGroup, source: mx.array, tokens: mx.array) -> Logprob
 
 
 def _top(logits: mx.array, depth: int) -> mx.array:
-    """Returns [L, depth] int32: the tokens of the largest of [L, V] logits, largest first, ties by lower id."""
+    """Returns [L, depth] int32: tokens of the largest of [L, V], in order, ties by lower id."""
     vocabulary_size = logits.shape[-1]
     # Adding 0 turns -0 into 0: they are equal, their bits are not.
     bits = (logits + 0.0).view(mx.int32)
-    # Order of the bits as integers = order of the floats; inverted, so that ascending is most probable first.
+    # Order of the bits as integers = order of the floats; inverted, so that ascending is most
+    # probable first.
     falling = mx.bitwise_invert(mx.where(bits < 0, bits ^ 0x7FFFFFFF, bits)).astype(mx.int64)
     # With the id in the low half no two keys are equal: the order depends on no sort's stability.
     keys = mx.left_shift(falling, mx.array(32, mx.int64)) | mx.arange(

@@ -1,13 +1,14 @@
-"""Samples a step: logits and rules in, lazy tokens out. Nothing here evaluates or waits for the device."""
+"""Samples a step: logits and rules in, lazy tokens out. Nothing here waits for the device."""
 
 from __future__ import annotations
 
 import mlx.core as mx
 
 from mlxrt.engine.sampling.adjustment import adjust
-from mlxrt.engine.sampling.batch import LogprobGroup, SamplingBatch
+from mlxrt.engine.sampling.batch import SamplingBatch
 from mlxrt.engine.sampling.draw import Drawn, draw
 from mlxrt.engine.sampling.logprobs import logprobs
+from mlxrt.engine.sampling.rules import LogprobGroup
 from mlxrt.engine.sampling.sampled import LogprobArrays, Sampled
 
 
@@ -16,13 +17,15 @@ def sample(
 ) -> Sampled:
     """Builds the graph that samples one token per row, as mlxrt/v1/sampling.proto defines it.
 
-    Rows never touch each other: a row of NaN or infinite logits is reported in `finite` and leaves its mates as they are.
-    Must run on the MLX thread.
+    Rows never touch each other: a row of NaN or infinite logits is reported in `finite` and leaves
+    its mates as they are. Must run on the MLX thread.
 
     Args:
-        logits: [S, V] float32, float16 or bfloat16, S at least `batch.count`; rows past it are padding and sampled greedily.
+        logits: [S, V] float32, float16 or bfloat16, S at least `batch.count`; rows past it are
+            padding and sampled greedily.
         batch: the rules; built for the same V.
-        pending_tokens: [n] int32, generated tokens that are still on the device; needed where a row names some.
+        pending_tokens: [n] int32, generated tokens that are still on the device; needed where a row
+            names some.
 
     Raises:
         ValueError: fewer rows of logits than the batch has, or pending tokens named but not given.

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxrt.core.step import SampledRow
-from mlxrt.engine.sampling.batch import LogprobGroup
+from mlxrt.engine.sampling.rules import LogprobGroup
 from mlxrt.errors import MlxrtError, Reason
 
 
@@ -83,8 +83,8 @@ class Sampled:
     def read(self) -> tuple[list[int], dict[int, SampledRow]]:
         """Returns the tokens, and by row what is more than a token: logprobs, or a failure.
 
-        The failure is NON_FINITE_LOGITS; the token of such a row has no meaning. Waits for the device
-        if the arrays are not evaluated yet.
+        The failure is NON_FINITE_LOGITS; the token of such a row has no meaning. Waits for the
+        device if the arrays are not evaluated yet.
         """
         tokens: list[int] = np.array(self.tokens)[: self.count].tolist()
         details: dict[int, SampledRow] = {}

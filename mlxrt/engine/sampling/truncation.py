@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from mlxrt.engine.sampling.batch import Draws, Truncation
 from mlxrt.engine.sampling.cumulative import first_reaching
+from mlxrt.engine.sampling.rules import Draws, Truncation
 
 
 def thresholds(scaled: mx.array, draws: Draws) -> mx.array | None:
     """Returns [R, 1] float32, the smallest logit that each row keeps; None where all rows keep all.
 
-    min-p, top-k and top-p each keep a head of the tokens in descending order, with all that tie at its end; so the kept
-    set is one comparison away. Logits are compared, not probabilities: equal logits are equal probabilities, and the
-    rounding of exp makes no further ties.
+    min-p, top-k and top-p each keep a head of the tokens in descending order, with all that tie at
+    its end; so the kept set is one comparison away. Logits are compared, not probabilities: equal
+    logits are equal probabilities, and the rounding of exp makes no further ties.
 
     Args:
         scaled: [R, V] float32 after rules 1 to 3, the largest of a row 0.
@@ -31,7 +31,7 @@ def thresholds(scaled: mx.array, draws: Draws) -> mx.array | None:
 
 
 def _group_threshold(scaled: mx.array, least: mx.array | None, group: Truncation) -> mx.array:
-    """Applies rules 5 and 6 to [G, V] logits whose rule 4 keeps from `least` ([G, 1] or None) on."""
+    """Applies rules 5 and 6 to [G, V] logits of which rule 4 keeps those from `least` [G, 1] on."""
     negated = -scaled
     if group.depth < scaled.shape[-1]:
         negated = mx.partition(negated, group.depth - 1, axis=-1)[:, : group.depth]
@@ -43,7 +43,8 @@ def _group_threshold(scaled: mx.array, least: mx.array | None, group: Truncation
         least = descending[:, -1:]
     if group.top_p is None:
         return least
-    # Tokens that tie with the last of a short head lie outside it, but in the sum: so the sum is over the whole row.
+    # Tokens that tie with the last of a short head lie outside it, but in the sum: so the sum is
+    # over the whole row.
     total = mx.sum(mx.where(scaled >= least, mx.exp(scaled), 0.0), axis=-1, keepdims=True)
     head = mx.where(descending >= least, mx.exp(descending), 0.0)
     last = first_reaching(head, group.top_p, inclusive=True, total=total)

@@ -1,4 +1,4 @@
-"""The random number of a draw: a function of the sequence's seed and the new token's position, and of nothing else."""
+"""The random number of a draw: a function of the sequence's seed and the new token's position."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def uniform(
     Returns:
         [N] float32, multiples of 2^-24, 0 included, 1 excluded.
 
-    Source: SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014; public domain).
+    Source: SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA
+    2014).
     """
     steps = np.atleast_1d(position).astype(np.uint64) + np.uint64(1)
     state = _mix(np.atleast_1d(seed)) + steps * _GAMMA

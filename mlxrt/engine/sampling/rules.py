@@ -1,0 +1,98 @@
+"""The rules of a step's rows in the form that the device works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+
+@dataclass(frozen=True, slots=True)
+class Biases:
+    """Rule 1, one entry per biased logit: `rows`, `tokens` [N] int32, `amounts` [N] float32."""
+
+    rows: mx.array
+    tokens: mx.array
+    amounts: mx.array
+
+
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """Rule 2 for the P rows that it changes. `owner` in the pairs below counts within those P.
+
+    Attributes:
+        rows: [P] int32, of the batch.
+        repetition, presence, frequency: [P, 1] float32.
+        prompt_owners, prompt_tokens: [N] int32 pairs; None without any.
+        generated_owners, generated_tokens: [N] int32 pairs; None without any.
+        pending_owners, pending_indices: [N] int32 pairs, the latter into the pending tokens; None
+            without any.
+    """
+
+    rows: mx.array
+    repetition: mx.array
+    presence: mx.array
+    frequency: mx.array
+    prompt_owners: mx.array | None
+    prompt_tokens: mx.array | None
+    generated_owners: mx.array | None
+    generated_tokens: mx.array | None
+    pending_owners: mx.array | None
+    pending_indices: mx.array | None
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """Rules 5 and 6 for G of the drawn rows.
+
+    Attributes:
+        rows: [G] int32, within the drawn rows; None where they are all of them.
+        depth: how many of the largest logits decide; the vocabulary size where any of them may.
+        top_k_index: [G, 1] int32, top-k - 1; `depth - 1` where top-k is off; None where it is off
+            for all.
+        top_p: [G, 1] float32, 1 where top-p is off; None where it is off for all.
+    """
+
+    rows: mx.array | None
+    depth: int
+    top_k_index: mx.array | None
+    top_p: mx.array | None
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Rules 3 to 7 for the R rows with a temperature.
+
+    Attributes:
+        rows: [R] int32, of the batch; None where they are all of it, in order.
+        temperature: [R, 1] float32; None where all are 1.
+        uniform: [R, 1] float32.
+        log_min_p: [R, 1] float32, minus infinity where min-p is off; None where it is off for all.
+        truncations: disjoint groups of rows.
+    """
+
+    rows: mx.array | None
+    temperature: mx.array | None
+    uniform: mx.array
+    log_min_p: mx.array | None
+    truncations: tuple[Truncation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobGroup:
+    """Rows whose logprobs come from the same logits.
+
+    Attributes:
+        rows: of the batch, on the host.
+        top_counts: of each row, how many of the most probable tokens it asked for.
+        row_indices: [L] int32, `rows` on the device.
+        source_indices: [L] int32, where those rows stand in the source; None where they are the
+            source, in order.
+        depth: the largest of `top_counts`, at most the vocabulary size.
+    """
+
+    rows: list[int]
+    top_counts: list[int]
+    row_indices: mx.array
+    source_indices: mx.array | None
+    depth: int
