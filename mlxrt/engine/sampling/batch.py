@@ -206,7 +206,7 @@ def _truncations(rules: list[Sampling], vocabulary_size: int) -> tuple[Truncatio
 
 
 def _truncation(members: list[int], rules: list[Sampling], depth: int) -> Truncation:
-    # Where top-k is off in a group where it is not off for all, the smallest logit is its threshold.
+    # A row of the group without top-k has the smallest logit as its threshold.
     top_ks = [min(rules[i].top_k or depth, depth) for i in members]
     top_ps = [rules[i].top_p for i in members]
     off = all(rules[i].top_k == 0 for i in members)
