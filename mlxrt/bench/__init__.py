@@ -1,0 +1,1 @@
+"""Benchmarks: `mlxrt bench step` and `mlxrt bench attention`."""
