@@ -1,0 +1,150 @@
+"""The steps of a session that are sent and not answered: their numbers, their bytes, their futures.
+
+Pure bookkeeping, shared by the sync and the asyncio stream: no I/O, no locks, no clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from mlxrt_client.errors import FATAL, MlxrtError, StepNumberError, error_from_message
+from mlxrt_client.v1 import (
+    DecodeRequest,
+    ExecuteRequest,
+    ExecuteResponse,
+    PrefillRequest,
+    SessionRef,
+    StepRequest,
+    StepResponse,
+)
+
+EXECUTE = "/mlxrt.v1.ExecutionService/Execute"
+"""The stream's method, called with bytes, so that a repeat is the same to the last of them."""
+
+Numbered = TypeVar("Numbered", StepRequest, PrefillRequest, DecodeRequest)
+
+
+class Future(Protocol):
+    """What `concurrent.futures.Future` and `asyncio.Future` have in common."""
+
+    def done(self) -> bool:
+        """Whether it has a result or an exception, or was cancelled."""
+
+    def set_result(self, result: Any, /) -> None:
+        """Ends it with `result`."""
+
+    def set_exception(self, exception: Any, /) -> None:
+        """Ends it with `exception`."""
+
+
+@dataclass(slots=True)
+class SentStep:
+    """A step without an answer.
+
+    Attributes:
+        data: the ExecuteRequest's bytes, the same for every repeat.
+        doomed: a step before it was refused, so its number was never due: it will be refused too.
+    """
+
+    number: int
+    data: bytes
+    future: Future
+    doomed: bool = False
+
+
+class StepWindow:
+    """Numbers the steps of one session and matches answers with them, in order.
+
+    A refusal uses up no number: the next step gets the refused one's, and the steps behind it,
+    which the server refuses for the gap, are marked as doomed.
+    """
+
+    def __init__(self, session: SessionRef, next_number: int) -> None:
+        self._session = session
+        self._sent: deque[SentStep] = deque()
+        self.next_number = next_number
+
+    def __len__(self) -> int:
+        """Number of steps without an answer."""
+        return len(self._sent)
+
+    def number(self, request: Numbered) -> Numbered:
+        """Returns a copy of `request` with the session and the next step number filled in."""
+        numbered = type(request)()
+        numbered.CopyFrom(request)
+        numbered.session.CopyFrom(self._session)
+        numbered.step_number = self.next_number
+        return numbered
+
+    def add(self, step: StepRequest, future: Future) -> SentStep:
+        """Numbers a copy of `step` and remembers its bytes until it is answered."""
+        data = ExecuteRequest(step=self.number(step)).SerializeToString()
+        sent = SentStep(self.next_number, data, future)
+        self._sent.append(sent)
+        self.next_number += 1
+        return sent
+
+    def answer(self, response: ExecuteResponse) -> None:
+        """Ends the oldest step with `response`.
+
+        Raises:
+            RuntimeError: no step is unanswered, or the answer is another step's: a defect of the
+            server.
+        """
+        if not self._sent:
+            raise RuntimeError("an answer came without a step")
+        if response.WhichOneof("message") == "error":
+            self.refuse(error_from_message(response.error))
+        else:
+            self.finish(response.step)
+
+    def finish(self, response: StepResponse) -> None:
+        """Ends the oldest step, which was accepted, with its response or the error in it."""
+        sent = self._sent[0]
+        if response.step_number != sent.number:
+            raise RuntimeError(f"step {response.step_number} answered in place of {sent.number}")
+        self._sent.popleft()
+        if response.HasField("error"):
+            end(sent.future, error_from_message(response.error, accepted=True))
+        elif not sent.future.done():
+            sent.future.set_result(response)
+
+    def refuse(self, error: MlxrtError) -> None:
+        """Ends the oldest step, which was not accepted, with `error`."""
+        sent = self._sent.popleft()
+        if not sent.doomed:
+            self.next_number = expected_number(error, sent.number)
+            for later in self._sent:
+                later.doomed = True
+        end(sent.future, error)
+
+    def to_repeat(self) -> list[SentStep]:
+        """Returns the steps to send on a new connection; doomed ones end here instead."""
+        for sent in [sent for sent in self._sent if sent.doomed]:
+            self._sent.remove(sent)
+            end(sent.future, StepNumberError("STEP_GAP", 9, "a step before this one was refused"))
+        return list(self._sent)
+
+    def fail(self, error: MlxrtError) -> None:
+        """Ends every step with `error`, when no answer is to be had any more.
+
+        The number of the oldest comes next: whether the server accepted it is not known. A server
+        that did refuses another content with STEP_MISMATCH and the number that it expects.
+        """
+        if self._sent and not isinstance(error, FATAL):
+            self.next_number = self._sent[0].number
+        while self._sent:
+            end(self._sent.popleft().future, error)
+
+
+def expected_number(error: MlxrtError, refused_number: int) -> int:
+    """Returns the number that the next step gets after the one of `refused_number` was refused."""
+    return int(error.metadata.get("expected_step_number", refused_number))
+
+
+def end(future: Future, error: MlxrtError) -> None:
+    """Ends `future` with `error` unless its owner gave it up."""
+    if not future.done():
+        future.set_exception(error)
