@@ -1,0 +1,159 @@
+"""The native extension (native/): MLX primitives over the paged KV pools, and what measures them.
+
+Symbols in shapes:
+    T            rows of a step: one token each
+    S            sequences of a step
+    N            pairs of blocks
+    num_blocks   blocks of a pool; block_size token positions each
+    num_q_heads  a multiple of num_kv_heads
+    key_dim      head size of queries and keys, value_dim that of values; multiples of 8
+
+The operations build a graph and run when it is evaluated, on the CPU; on a GPU stream the evaluation
+raises RuntimeError (`--attention gather` is the way there). Building checks ranks, shapes and dtypes
+(ValueError "[operation] argument ..."); evaluating checks every index before it is followed, and
+raises RuntimeError from `mx.eval`. After such an error the outputs hold no defined values: discard the step.
+Like all of MLX, they must be built and evaluated by the thread that owns the stream.
+"""
+
+import mlx.core as mx
+
+built_mlx_version: str
+"""Version of the MLX that the extension was built against; importing requires the same."""
+
+def probe(a: mx.array) -> mx.array:
+    """Returns its argument: fails with TypeError if MLX's types are not those of this extension."""
+
+def kv_write(
+    k_pool: mx.array,
+    v_pool: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    slots: mx.array,
+    *,
+    stream: mx.Stream | mx.Device | mx.ThreadLocalStream | None = None,
+) -> tuple[mx.array, mx.array]:
+    """Writes rows of keys and values into slots of the pools, in place, and returns new handles.
+
+    The returned arrays share the pools' memory: nothing is copied, whatever still holds the old
+    handles. Rebind them and let every reader take the returned ones: a handle that nobody reads is never
+    written, and an old handle may or may not show the new bytes. Writes may be chained; within one graph no
+    reader of an older handle may stand between.
+
+    Args:
+        k_pool: [num_blocks, block_size, num_kv_heads, key_dim], any dtype, row-contiguous.
+        v_pool: [num_blocks, block_size, num_kv_heads, value_dim], any dtype, row-contiguous.
+        keys: [T, num_kv_heads, key_dim], cast to k_pool's dtype; any strides.
+        values: [T, num_kv_heads, value_dim], cast to v_pool's dtype; any strides.
+        slots: [T] int64, block_id * block_size + offset, distinct; negative: the row is skipped.
+        stream: Stream or device; default: the current stream.
+
+    Raises:
+        ValueError: a rank, shape or dtype does not fit.
+        RuntimeError: at evaluation: a slot is past the pool (nothing is written), a pool is not
+            row-contiguous, or the stream is a GPU's.
+    """
+
+def copy_blocks(
+    pools: list[mx.array],
+    sources: mx.array,
+    destinations: mx.array,
+    *,
+    stream: mx.Stream | mx.Device | mx.ThreadLocalStream | None = None,
+) -> list[mx.array]:
+    """Copies blocks inside each pool, in place, and returns new handles; see kv_write about them.
+
+    All sources are read before any destination is written: chains and swaps mean what they say.
+
+    Args:
+        pools: each [num_blocks, ...], any dtype and rank, row-contiguous, num_blocks the same in all.
+        sources: [N] int32.
+        destinations: [N] int32, distinct. A pair with a negative member is skipped.
+        stream: Stream or device; default: the current stream.
+
+    Raises:
+        ValueError: a rank, shape or dtype does not fit, or a pool is named twice.
+        RuntimeError: at evaluation: an index is past the pools, a destination stands twice (nothing
+            is copied), a pool is not row-contiguous, or the stream is a GPU's.
+    """
+
+def paged_attention(
+    q: mx.array,
+    k_pool: mx.array,
+    v_pool: mx.array,
+    block_tables: mx.array,
+    query_start: mx.array,
+    context_len: mx.array,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: mx.array | None = None,
+    stream: mx.Stream | mx.Device | mx.ThreadLocalStream | None = None,
+) -> mx.array:
+    """Returns causal attention of each sequence's rows over its blocks, accumulated in float32.
+
+    Row r of sequence s stands at position p = context_len[s] - (query_start[s + 1] - r) and sees the
+    positions c <= p, with a window only c > p - window. Nothing else is read: not the rest of a block,
+    not a block wholly outside the window (its table entry may be anything). A row's bits depend on its own
+    query, position and visible keys and values: not on the batch, on how a prompt was cut into
+    chunks, on the block size or on threads; they do depend on the instruction set (`simd_level`).
+
+    Args:
+        q: [T, num_q_heads, key_dim] float32, bfloat16 or float16; any strides.
+        k_pool: [num_blocks, block_size, num_kv_heads, key_dim] of the same three dtypes, not
+            necessarily q's; row-contiguous.
+        v_pool: [num_blocks, block_size, num_kv_heads, value_dim], k_pool's dtype, row-contiguous.
+        block_tables: [S, max_blocks] int32; entry b holds positions b * block_size and on.
+        query_start: [S + 1] int32, from 0 and not falling: rows [query_start[s], query_start[s + 1])
+            are sequence s's. Rows from query_start[S] on are padding.
+        context_len: [S] int32, positions of s including this step's rows.
+        scale: Factor of the scores, finite.
+        window: Positions that a row sees, itself included; 0: all.
+        softcap: c > 0: a scaled score s becomes c * tanh(s / c); 0: none.
+        sinks: [num_q_heads]: a logit per head that takes weight and gives no value, as in
+            mx.fast.scaled_dot_product_attention; used in float32.
+        stream: Stream or device; default: the current stream.
+
+    Returns:
+        [T, num_q_heads, value_dim] in q's dtype. Padding rows and rows that see nothing are zero.
+
+    Raises:
+        ValueError: a rank, shape, dtype or option does not fit.
+        RuntimeError: at evaluation: query_start, context_len or a needed entry of block_tables is out
+            of range, a pool is not row-contiguous, or the stream is a GPU's.
+    """
+
+def counters() -> dict[str, int]:
+    """Returns how often each operation was evaluated since the start or the last reset."""
+
+def reset_counters() -> None:
+    """Sets the counts to zero."""
+
+def num_threads() -> int:
+    """Returns how many threads an evaluation may use, its own included; at first all the cores."""
+
+def set_num_threads(count: int) -> None:
+    """Sets how many threads an evaluation may use, at least 1. Small work uses one anyway."""
+
+def simd_level() -> str:
+    """Returns the instruction set in use: "avx512", "avx2", "neon" or "generic"."""
+
+def simd_levels() -> list[str]:
+    """Returns the instruction sets that this build has and this machine runs, best first."""
+
+def set_simd_level(level: str) -> None:
+    """Chooses the instruction set, or the best one by "auto"; ValueError if it can't run here."""
+
+def read_bandwidth(gigabytes: float = 0.5, repeats: int = 5, threads: int | None = None) -> float:
+    """Returns the best rate, in GB/s, at which threads read a buffer of that many 10^9 bytes.
+
+    The roofline of decode attention if the buffer is well beyond the caches. Releases the GIL.
+
+    Args:
+        gigabytes: Size of the buffer, allocated and freed here.
+        repeats: Times that the buffer is read; the best counts.
+        threads: Default: num_threads(); no more than num_threads() run at once.
+    """
+
+def data_address(a: mx.array) -> int:
+    """Evaluates an array and returns the address of its data: tests of in-place work compare it."""
