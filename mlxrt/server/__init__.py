@@ -1,0 +1,17 @@
+"""The gRPC shell: decodes and validates, hands over to the core, encodes. Importing it imports no mlx."""
+
+from mlxrt.server.app import Server, run_server, serve
+from mlxrt.server.lifecycle import ExitCode, ServerState
+from mlxrt.server.pipeline import StepPipeline
+from mlxrt.server.runtime import Runtime, build_runtime
+
+__all__ = [
+    "ExitCode",
+    "Runtime",
+    "Server",
+    "ServerState",
+    "StepPipeline",
+    "build_runtime",
+    "run_server",
+    "serve",
+]

@@ -1,0 +1,256 @@
+"""The server, assembled: lifecycle, services, engine, drain. One event loop, no lock."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import structlog
+from grpc_reflection.v1alpha import reflection
+
+from mlxrt.config import Settings
+from mlxrt.core.model import ModelFacts
+from mlxrt.core.step import StepOutcome
+from mlxrt.engine.base import Engine, EngineDescription
+from mlxrt.errors import MlxrtError
+from mlxrt.server import execution_service, health, model_service, session_service
+from mlxrt.server.channel_options import channel_options
+from mlxrt.server.dispatch import EngineEvents
+from mlxrt.server.drain import Drain
+from mlxrt.server.execute_stream import StreamRegistry
+from mlxrt.server.lifecycle import ExitCode, Lifecycle, ServerState, draining
+from mlxrt.server.listening import bind
+from mlxrt.server.reaper import Reaper, monotonic_ms
+from mlxrt.server.runtime import Runtime, build_runtime
+from mlxrt.server.tuning import tune_garbage_collector
+
+INSTANCE_ID_BYTES = 16
+STOP_GRACE_S = 1.0
+"""How long calls may take to read their last answers."""
+LOST_CLOSE_S = 2.0
+"""How long a lost engine may take to close."""
+SERVICE_NAMES = (session_service.NAME, execution_service.NAME, model_service.NAME)
+
+_log = structlog.get_logger("mlxrt.server")
+Progress = Callable[[float, str], None]
+
+
+def _log_progress(fraction: float, activity: str) -> None:
+    _log.info("loading", percent=round(100 * fraction), activity=activity)
+
+
+class Server:
+    """One server over one engine. Every method on the event loop that runs it.
+
+    Args:
+        settings: where to listen, limits, drain.
+        engine: not started yet; the server starts and closes it.
+        progress: hears how loading goes; by default the log does.
+        now_ms: the monotonic clock that leases go by, milliseconds.
+
+    Attributes:
+        lifecycle: the server's state.
+        runtime: the core and what feeds it; None until the model is loaded.
+        instance_id: random, of this start.
+        address: where it listens, in gRPC's form; the configured one until `start` has returned.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        progress: Progress = _log_progress,
+        now_ms: Callable[[], int] = monotonic_ms,
+    ) -> None:
+        self.lifecycle = Lifecycle()
+        self.runtime: Runtime | None = None
+        self.instance_id = secrets.token_hex(INSTANCE_ID_BYTES)
+        self.address = settings.address
+        self._settings = settings
+        self._limits = settings.limits.to_limits()
+        self._engine = engine
+        self._progress = progress
+        self._now_ms = now_ms
+        self._description: EngineDescription | None = None
+        self._streams = StreamRegistry()
+        self._health = health.HealthService(self.lifecycle, SERVICE_NAMES)
+        self._drain = Drain(self.lifecycle, settings.drain_seconds)
+        self._drain_wanted = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._reaping: asyncio.Task[None] | None = None
+        self._grpc = grpc.aio.server(options=channel_options(self._limits.max_message_bytes))
+
+    async def start(self) -> None:
+        """Listens and begins to load; returns while loading goes on.
+
+        Raises:
+            ConfigError: the address can't be bound.
+        """
+        self._grpc.add_generic_rpc_handlers(self._handlers())
+        if self._settings.reflection:
+            names = (*SERVICE_NAMES, health.NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._grpc)
+        self.address = bind(self._grpc, self._settings.address)
+        await self._grpc.start()
+        _log.info("listening", address=self.address, instance_id=self.instance_id)
+        self._engine.start(
+            EngineEvents(
+                asyncio.get_running_loop(),
+                progress=self._progress, ready=self._on_ready,
+                outcome=self._on_outcome, lost=self._on_lost,
+            )  # fmt: skip
+        )
+
+    def drain(self) -> None:
+        """Begins the drain; a second call ends its waiting."""
+        if self._drain_wanted.is_set():
+            self._drain.hurry()
+        self._drain_wanted.set()
+
+    async def wait(self) -> ExitCode:
+        """Serves until drained or lost, stops everything and answers the exit code."""
+        wanted = [asyncio.create_task(e.wait()) for e in (self._drain_wanted, self._lost)]
+        try:
+            await asyncio.wait(wanted, return_when=asyncio.FIRST_COMPLETED)
+            if not self._lost.is_set():
+                await self._drain.run(self.runtime)
+        finally:
+            for task in wanted:
+                task.cancel()
+        loss = self.lifecycle.loss
+        await self._stop(loss)
+        code = ExitCode.OK if loss is None else self._exit_code(loss)
+        _log.info("stopped", exit_code=int(code))
+        return code
+
+    def _handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
+        return (
+            session_service.SessionService(
+                self._serving_runtime, self.lifecycle, self.instance_id
+            ).handler(),
+            execution_service.ExecutionService(self._serving_runtime, self._streams).handler(),
+            model_service.ModelService(
+                self._serving_runtime, lambda: self.runtime, lambda: self._description,
+                self._tokenizer_folder, self.lifecycle, self._limits, self.instance_id,
+            ).handler(),
+            self._health.handler(),
+        )  # fmt: skip
+
+    def _serving_runtime(self) -> Runtime:
+        self.lifecycle.check_serving()
+        assert self.runtime is not None
+        return self.runtime
+
+    def _tokenizer_folder(self) -> Path | None:
+        engine = self._engine
+        return engine.tokenizer_folder if isinstance(engine, model_service.HasTokenizer) else None
+
+    def _on_ready(self, facts: ModelFacts, description: EngineDescription) -> None:
+        if self.lifecycle.state is not ServerState.LOADING:
+            return
+        self._description = description
+        self.runtime = build_runtime(
+            facts, self._limits, self._engine, self.lifecycle, self._now_ms, self._on_lost
+        )
+        reaper = Reaper(self.runtime, self._limits.default_lease_ttl_ms)
+        self._reaping = asyncio.get_running_loop().create_task(reaper.run())
+        self.lifecycle.move_to(ServerState.SERVING)
+        _log.info(
+            "serving", model=facts.model_name, device=description.device,
+            attention_path=description.attention_path, blas=description.blas,
+            block_size=facts.block_size, blocks=[g.block_count for g in facts.groups],
+        )  # fmt: skip
+
+    def _on_outcome(self, outcome: StepOutcome) -> None:
+        if self.runtime is not None:
+            self.runtime.dispatcher.deliver(outcome)
+
+    def _on_lost(self, loss: MlxrtError) -> None:
+        _log.error("lost", reason=loss.reason.name, message=loss.message)
+        self.lifecycle.fail(loss)
+        if self.runtime is not None:
+            self.runtime.dispatcher.stop(loss)
+        self._lost.set()
+
+    def _exit_code(self, loss: MlxrtError) -> ExitCode:
+        """Loading says its own code in the metadata `exit_code`; MODEL unless it does. Later, the device is lost."""
+        if self.runtime is not None:
+            return ExitCode.DEVICE_LOST
+        return ExitCode(int(loss.metadata.get("exit_code", ExitCode.MODEL)))
+
+    async def _stop(self, loss: MlxrtError | None) -> None:
+        if self._reaping is not None:
+            self._reaping.cancel()
+        self._streams.close_all(loss if loss is not None else draining())
+        self._health.close()
+        if loss is None:
+            await asyncio.to_thread(self._engine.close)
+        await self._grpc.stop(STOP_GRACE_S)
+        if loss is not None:
+            await self._close_lost_engine()
+
+    async def _close_lost_engine(self) -> None:
+        """A lost device may never answer; the process exits all the same."""
+        closing = asyncio.get_running_loop().run_in_executor(None, self._engine.close)
+        _, hanging = await asyncio.wait([closing], timeout=LOST_CLOSE_S)
+        if hanging:
+            _log.error("the engine does not close; leaving it")
+
+
+async def serve(
+    settings: Settings,
+    engine: Engine,
+    *,
+    progress: Progress = _log_progress,
+    on_listening: Callable[[str], None] | None = None,
+    handle_signals: bool = True,
+) -> ExitCode:
+    """Serves until SIGTERM or SIGINT has drained it or the device is lost; answers the exit code.
+
+    Args:
+        progress: hears how loading goes.
+        on_listening: hears the address once calls are answered (loading may go on).
+        handle_signals: take SIGTERM and SIGINT for the drain; a second one ends its waiting.
+
+    Raises:
+        ConfigError: the address can't be bound. Exit code 2.
+    """
+    server = Server(settings, engine, progress)
+    await server.start()
+    if on_listening is not None:
+        on_listening(server.address)
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT) if handle_signals else ()
+    for number in signals:
+        loop.add_signal_handler(number, server.drain)
+    server.lifecycle.subscribe(_tune_when_serving)
+    try:
+        return await server.wait()
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+def run_server(
+    settings: Settings,
+    engine: Engine,
+    *,
+    progress: Progress = _log_progress,
+    on_listening: Callable[[str], None] | None = None,
+) -> ExitCode:
+    """`serve` on an event loop of its own: uvloop's where it is installed. Call from the main thread."""
+    serving = serve(settings, engine, progress=progress, on_listening=on_listening)
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(serving)
+    return uvloop.run(serving)
+
+
+def _tune_when_serving(state: ServerState) -> None:
+    if state is ServerState.SERVING:
+        tune_garbage_collector()

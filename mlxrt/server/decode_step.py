@@ -1,0 +1,175 @@
+"""StepRequest to StepInput. Counts are held to the limits before any object is built for what they count.
+
+What a step means for blocks, positions and sequences is the core's to judge; here only what its form can't carry:
+features not served, enums and presence, duplicates that a mapping would hide, sizes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from mlxrt_client.v1 import sequence_pb2, step_pb2
+
+from mlxrt.core.model import Limits, ModelFacts
+from mlxrt.core.step import Item, NewSequence, StepInput, TokenSource
+from mlxrt.errors import field_invalid, limit_exceeded, unsupported
+from mlxrt.server.decode_fields import decode_tables, sampling_or_greedy, table_entries_max
+
+_DIGEST_BYTES = 16
+_SOURCES = {
+    None: None,
+    "registered": TokenSource.REGISTERED,
+    "explicit": TokenSource.EXPLICIT,
+    "last_sampled": TokenSource.LAST_SAMPLED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StepCall:
+    """A decoded step and who sends it."""
+
+    session_id: str
+    epoch: int
+    step: StepInput
+
+
+class StepDecoder:
+    """Decodes steps for one model under the declared limits."""
+
+    def __init__(self, facts: ModelFacts, limits: Limits) -> None:
+        self._facts = facts
+        self._limits = limits
+        self._entries_max = table_entries_max(facts, limits)
+
+    def decode(self, message: step_pb2.StepRequest) -> StepCall:
+        """The step; empties `message`'s session on the way.
+
+        Raises:
+            FEATURE_UNSUPPORTED, FIELD_INVALID, LIMIT_EXCEEDED: nothing has happened.
+        """
+        session_id, epoch = message.session.session_id, message.session.epoch
+        message.ClearField("session")
+        if message.defer_sampling:
+            raise unsupported("defer_sampling")
+        decode_ids = message.decode_sequence_ids
+        items = message.items
+        plain = not (
+            items or message.new_sequences or message.release_sequence_ids or message.block_copies
+        )
+        self._check_sequences(len(decode_ids) + len(items), len(decode_ids))
+        step = StepInput(
+            step_number=message.step_number,
+            digest=hashlib.blake2b(
+                message.SerializeToString(deterministic=True), digest_size=_DIGEST_BYTES
+            ).digest(),
+            decode_ids=decode_ids[:],
+        )
+        if not plain:
+            self._check_counts(message)
+            step.releases = message.release_sequence_ids[:]
+            step.copies = [
+                (c.group, c.source_block_id, c.destination_block_id) for c in message.block_copies
+            ]
+            step.new_sequences = [
+                self._new_sequence(s, f"new_sequences[{i}]")
+                for i, s in enumerate(message.new_sequences)
+            ]
+            step.items = [self._item(m, f"items[{i}]") for i, m in enumerate(items)]
+        return StepCall(session_id, epoch, step)
+
+    def _check_sequences(self, count: int, decode_count: int) -> None:
+        limits = self._limits
+        if count > limits.max_step_sequences:
+            path = "decode_sequence_ids" if decode_count > limits.max_step_sequences else "items"
+            raise limit_exceeded("max_step_sequences", limits.max_step_sequences, count, path)
+        if decode_count > limits.max_step_rows:
+            raise limit_exceeded(
+                "max_step_rows", limits.max_step_rows, decode_count, "decode_sequence_ids"
+            )
+
+    def _check_counts(self, message: step_pb2.StepRequest) -> None:
+        limits = self._limits
+        for limit, path, count in (
+            ("max_step_copies", "block_copies", len(message.block_copies)),
+            ("max_sequences", "new_sequences", len(message.new_sequences)),
+            ("max_sequences", "release_sequence_ids", len(message.release_sequence_ids)),
+        ):
+            maximum = getattr(limits, limit)
+            if count > maximum:
+                raise limit_exceeded(limit, maximum, count, path)
+        rows, logits_rows = len(message.decode_sequence_ids), 0
+        for index, item in enumerate(message.items):
+            rows += item.row_count
+            if rows > limits.max_step_rows:
+                raise limit_exceeded(
+                    "max_step_rows", limits.max_step_rows, rows, f"items[{index}].row_count"
+                )
+            logits_rows += item.return_logits
+            if logits_rows > limits.max_logits_rows:
+                raise limit_exceeded(
+                    "max_logits_rows", limits.max_logits_rows, logits_rows,
+                    f"items[{index}].return_logits",
+                )  # fmt: skip
+
+    def _new_sequence(self, message: sequence_pb2.NewSequence, path: str) -> NewSequence:
+        for name in ("adapter_id", "state_slot_id"):
+            if getattr(message, name):
+                raise unsupported(f"{path}.{name}")
+        for name in ("input_embeddings", "prompt_top_logprobs"):
+            if message.HasField(name):  # type: ignore[arg-type]
+                raise unsupported(f"{path}.{name}")
+        length_max = min(self._limits.max_model_length, self._facts.max_model_length)
+        if len(message.prompt_token_ids) > length_max:
+            raise limit_exceeded(
+                "max_model_length", length_max, len(message.prompt_token_ids),
+                f"{path}.prompt_token_ids",
+            )  # fmt: skip
+        sampling = sampling_or_greedy(message, path, self._facts.vocabulary_size, self._limits)
+        seeded = message.HasField("sampling") and message.sampling.HasField("seed")
+        return NewSequence(
+            sequence_id=message.sequence_id,
+            prompt=message.prompt_token_ids[:],
+            tables=decode_tables(message.tables, f"{path}.tables", self._entries_max),
+            sampling=sampling,
+            seed=message.sampling.seed if seeded else None,
+        )
+
+    def _item(self, message: step_pb2.StepItem, path: str) -> Item:
+        if message.draft_token_ids:
+            raise unsupported(f"{path}.draft_token_ids")
+        if message.return_hidden_state:
+            raise unsupported(f"{path}.return_hidden_state")
+        source = _SOURCES[message.WhichOneof("tokens")]
+        if (source is None) != (message.row_count == 0):
+            raise field_invalid(f"{path}.tokens", "set if and only if there are rows")
+        item = Item(message.sequence_id, message.row_count, source=source, sample=message.sample)
+        item.return_logits = message.return_logits
+        if message.HasField("start_position"):
+            item.start_position = message.start_position
+        if source is TokenSource.EXPLICIT:
+            tokens = message.explicit.token_ids
+            if len(tokens) > self._limits.max_step_rows:
+                raise limit_exceeded(
+                    "max_step_rows", self._limits.max_step_rows, len(tokens),
+                    f"{path}.explicit.token_ids",
+                )  # fmt: skip
+            item.token_ids = tokens[:]
+        change = message.WhichOneof("table_change")
+        if change == "append":
+            item.append = decode_tables(
+                message.append.tables, f"{path}.append.tables", self._entries_max
+            )
+        elif change == "replace":
+            item.replace = decode_tables(
+                message.replace.tables, f"{path}.replace.tables", self._entries_max
+            )
+        if message.leading_holes:
+            item.leading_holes = {}
+            for index, holes in enumerate(message.leading_holes):
+                if holes.group in item.leading_holes:
+                    raise field_invalid(
+                        f"{path}.leading_holes[{index}].group", f"group {holes.group} stands twice"
+                    )
+                item.leading_holes[holes.group] = holes.count
+        return item

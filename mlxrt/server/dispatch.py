@@ -1,0 +1,199 @@
+"""The pump between core and engine: plans out while the engine has room, outcomes in, replies to whoever waits.
+
+Everything here runs on the event loop's thread and needs no lock; `EngineEvents` is what brings the engine's thread there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from mlxrt.core.answers import Accepted, Replayed
+from mlxrt.core.core import Core
+from mlxrt.core.model import ModelFacts
+from mlxrt.core.step import StepInput, StepOutcome, StepReply
+from mlxrt.engine.base import Engine, EngineDescription
+from mlxrt.errors import MlxrtError, Reason
+from mlxrt.server.errors import defect
+
+_log = structlog.get_logger("mlxrt.server")
+
+
+class Waiter:
+    """The run of one accepted step, for all calls that wait for it.
+
+    Attributes:
+        reply: None until the step has ended.
+    """
+
+    __slots__ = ("_listeners", "accepted_s", "reply", "step_number")
+
+    def __init__(self, step_number: int) -> None:
+        self.step_number = step_number
+        self.accepted_s = time.perf_counter()
+        self.reply: StepReply | None = None
+        self._listeners: list[Callable[[], None]] = []
+
+    def when_done(self, listener: Callable[[], None]) -> None:
+        """Calls `listener` once the reply is there; at once where it is."""
+        if self.reply is not None:
+            listener()
+        else:
+            self._listeners.append(listener)
+
+    def resolve(self, reply: StepReply) -> None:
+        """Sets the reply and tells the listeners."""
+        self.reply = reply
+        for listener in self._listeners:
+            listener()
+        self._listeners.clear()
+
+    async def wait(self) -> StepReply:
+        """The reply. Cancelling a wait leaves the step and other waits alone."""
+        if self.reply is None:
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.when_done(lambda: None if done.done() else done.set_result(None))
+            await done
+        assert self.reply is not None
+        return self.reply
+
+
+class Dispatcher:
+    """Accepts steps, feeds the engine and hands replies back.
+
+    Args:
+        core: the core; whoever else calls it does so on the same thread and calls `pump` after.
+        engine: a started and ready engine.
+        now_ms: the monotonic clock that the core is told.
+        on_defect: called once with the loss when core or engine break their promises; nothing is pumped after.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        engine: Engine,
+        now_ms: Callable[[], int],
+        on_defect: Callable[[MlxrtError], None],
+    ) -> None:
+        self._core = core
+        self._engine = engine
+        self._now_ms = now_ms
+        self._on_defect = on_defect
+        self._waiters: dict[int, Waiter] = {}
+        self._submitted_s: dict[int, float] = {}
+        self._outcomes: deque[StepOutcome] = deque()
+        self._pumping = False
+        self._stopped = False
+
+    def begin(self, session_id: str, epoch: int, step: StepInput) -> tuple[Waiter, bool]:
+        """Has the core take the step and starts what can start; answers its run, and whether it is a repeat.
+
+        Raises:
+            MlxrtError: what Core.accept raises.
+        """
+        answer = self._core.accept(session_id, epoch, step, self._now_ms())
+        if type(answer) is Accepted:
+            waiter = self._waiters[answer.ticket] = Waiter(step.step_number)
+            self.pump()
+            return waiter, False
+        if type(answer) is Replayed:
+            waiter = Waiter(step.step_number)
+            waiter.resolve(answer.reply)
+            return waiter, True
+        return self._waiters[answer.ticket], True  # type: ignore[union-attr]
+
+    def deliver(self, outcome: StepOutcome) -> None:
+        """Takes an outcome from the engine, in the order of the plans."""
+        self._outcomes.append(outcome)
+        self.pump()
+
+    def pump(self) -> None:
+        """Finishes what came back and submits what fits. Reentrant: an engine may answer inside `submit`."""
+        if self._pumping or self._stopped:
+            return
+        self._pumping = True
+        try:
+            while True:
+                while self._outcomes:
+                    self._finish(self._outcomes.popleft())
+                if len(self._submitted_s) >= self._engine.depth:
+                    break
+                plan = self._core.next_plan(self._now_ms())
+                if plan is None:
+                    break
+                self._submitted_s[plan.ticket] = time.perf_counter()
+                self._engine.submit(plan)
+        except Exception as error:
+            self._on_defect(
+                MlxrtError(Reason.DEVICE_LOST, defect("dispatch", error).message)
+            )
+        finally:
+            self._pumping = False
+
+    def stop(self, loss: MlxrtError) -> None:
+        """Answers every waiting step with `loss`; nothing commits from now on. Idempotent."""
+        self._stopped = True
+        waiters, self._waiters = self._waiters, {}
+        for waiter in waiters.values():
+            waiter.resolve(StepReply(waiter.step_number, error=loss))
+
+    def _finish(self, outcome: StepOutcome) -> None:
+        submitted_s = self._submitted_s.pop(outcome.ticket)
+        waiter = self._waiters.get(outcome.ticket)
+        if waiter is not None:
+            outcome.timings.queue_us = int((submitted_s - waiter.accepted_s) * 1e6)
+        for ticket, reply in self._core.finish(outcome, self._now_ms()):
+            waiter = self._waiters.pop(ticket, None)
+            if waiter is not None:
+                waiter.resolve(reply)
+
+
+class EngineEvents:
+    """EngineListener that carries each event to the event loop's thread, in order.
+
+    Events of that thread itself (an engine without a thread) are handled at once.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        progress: Callable[[float, str], None],
+        ready: Callable[[ModelFacts, EngineDescription], None],
+        outcome: Callable[[StepOutcome], None],
+        lost: Callable[[MlxrtError], None],
+    ) -> None:
+        self._loop = loop
+        self._loop_thread_id = threading.get_ident()
+        self._progress, self._ready, self._outcome, self._lost = progress, ready, outcome, lost
+
+    def on_progress(self, fraction: float, activity: str) -> None:
+        """As EngineListener."""
+        self._carry(self._progress, fraction, activity)
+
+    def on_ready(self, facts: ModelFacts, description: EngineDescription) -> None:
+        """As EngineListener."""
+        self._carry(self._ready, facts, description)
+
+    def on_outcome(self, outcome: StepOutcome) -> None:
+        """As EngineListener."""
+        self._carry(self._outcome, outcome)
+
+    def on_lost(self, error: MlxrtError) -> None:
+        """As EngineListener."""
+        self._carry(self._lost, error)
+
+    def _carry(self, handler: Callable[..., None], *event: Any) -> None:
+        if threading.get_ident() == self._loop_thread_id:
+            handler(*event)
+            return
+        try:
+            self._loop.call_soon_threadsafe(handler, *event)
+        except RuntimeError:
+            _log.debug("event after the loop closed", handler=handler.__name__)

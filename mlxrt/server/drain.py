@@ -1,0 +1,72 @@
+"""The way down: health first, then what is new, then what runs, then sessions, then the engine.
+
+1. DRAINING: health says NOT_SERVING, new sessions and new sequences are refused; what is registered goes on.
+2. Once no session holds a block and no step is in flight, or after `drain_seconds`, every further call is refused.
+3. Accepted steps run to their end; then all sessions are closed, streams and watches end, the engine is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from mlxrt.server.lifecycle import Lifecycle, ServerState
+from mlxrt.server.runtime import Runtime
+
+_POLL_S = 0.02
+_log = structlog.get_logger("mlxrt.server")
+
+
+class Drain:
+    """Steps 1 to 3 up to the sessions; the rest is the server's.
+
+    Args:
+        limit_s: the longest time for step 1, seconds.
+    """
+
+    def __init__(self, lifecycle: Lifecycle, limit_s: float) -> None:
+        self._lifecycle = lifecycle
+        self._limit_s = limit_s
+        self._hurried = asyncio.Event()
+
+    def hurry(self) -> None:
+        """Ends step 1 now."""
+        self._hurried.set()
+
+    async def run(self, runtime: Runtime | None) -> None:
+        """Drains; returns when no session is left, or at once where the device is lost meanwhile.
+
+        Args:
+            runtime: None while the model is still loading; there is nothing to wait for then.
+        """
+        self._lifecycle.move_to(ServerState.DRAINING)
+        if runtime is None:
+            return
+        _log.info("draining", limit_s=self._limit_s, sessions=runtime.core.session_count())
+        deadline_s = asyncio.get_running_loop().time() + self._limit_s
+        while not (
+            runtime.holds_nothing
+            or self._hurried.is_set()
+            or self._lost
+            or asyncio.get_running_loop().time() >= deadline_s
+        ):
+            await asyncio.sleep(_POLL_S)
+        self._lifecycle.closed = True
+        while runtime.core.inflight_count() and not self._lost:
+            await asyncio.sleep(_POLL_S)
+        if not self._lost:
+            self._close_sessions(runtime)
+
+    @property
+    def _lost(self) -> bool:
+        return self._lifecycle.state is ServerState.FAILED
+
+    def _close_sessions(self, runtime: Runtime) -> None:
+        """Ends every session: no lease reaches this far."""
+        for ended in runtime.core.expire(runtime.now_ms() + 2 * runtime.limits.max_lease_ttl_ms):
+            _log.info(
+                "session closed by the drain", session_id=ended.session_id,
+                client_name=ended.client_name,
+                freed_blocks=sum(ended.freed_block_counts.values()),
+            )  # fmt: skip

@@ -1,0 +1,104 @@
+"""ExecutionService: blocks, sequences, and the step in its four forms."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import grpc
+from mlxrt_client.v1 import block_pb2, execution_pb2
+
+from mlxrt.errors import field_invalid, limit_exceeded, unsupported
+from mlxrt.server.decode_fields import decode_request_id, decode_tables
+from mlxrt.server.execute_stream import StreamRegistry, execute_handler
+from mlxrt.server.handler import parse, refused_client_stream, server_stream, unary
+from mlxrt.server.runtime import Runtime
+from mlxrt.server.session_service import decode_session
+
+NAME = "mlxrt.v1.ExecutionService"
+
+
+class ExecutionService:
+    """The rpcs, bytes to bytes.
+
+    Args:
+        runtime: answers the runtime, or raises LOADING or DEVICE_LOST.
+    """
+
+    def __init__(self, runtime: Callable[[], Runtime], streams: StreamRegistry) -> None:
+        self._runtime = runtime
+        self._streams = streams
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a grpc.aio server serves."""
+        rpcs: dict[str, Callable[[bytes], bytes | Awaitable[bytes]]] = {
+            "AllocateBlocks": self.allocate,
+            "FreeBlocks": self.free_blocks,
+            "FreeSequences": self.free_sequences,
+            "Step": lambda data: self._runtime().pipeline.run_step(data),
+            "Prefill": lambda data: self._runtime().pipeline.run_prefill(data),
+            "Decode": lambda data: self._runtime().pipeline.run_decode(data),
+        }
+        handlers = {name: unary(name, run) for name, run in rpcs.items()}
+        handlers["Execute"] = execute_handler(lambda: self._runtime().pipeline, self._streams)
+        handlers["ExportBlocks"] = server_stream("ExportBlocks", _refuse_export)
+        handlers["ImportBlocks"] = refused_client_stream(unsupported("ImportBlocks"))
+        return grpc.method_handlers_generic_handler(NAME, handlers)
+
+    def allocate(self, data: bytes) -> bytes:
+        """AllocateBlocks."""
+        request = parse(execution_pb2.AllocateBlocksRequest, data)
+        runtime = self._runtime()
+        decode_request_id(request.request_id)
+        counts: dict[int, int] = {}
+        for index, entry in enumerate(request.counts):
+            if entry.group in counts:
+                raise field_invalid(f"counts[{index}].group", f"group {entry.group} stands twice")
+            counts[entry.group] = entry.count
+        blocks = runtime.core.allocate_blocks(
+            decode_session(request), request.request_id, counts, runtime.now_ms()
+        )
+        return execution_pb2.AllocateBlocksResponse(
+            blocks=[
+                block_pb2.BlockTable(group=group, block_ids=blocks[group]) for group in counts
+            ]
+        ).SerializeToString()
+
+    def free_blocks(self, data: bytes) -> bytes:
+        """FreeBlocks."""
+        request = parse(execution_pb2.FreeBlocksRequest, data)
+        runtime = self._runtime()
+        decode_request_id(request.request_id)
+        blocks_max = max(group.block_count for group in runtime.facts.groups)
+        blocks = decode_tables(request.blocks, "blocks", blocks_max)
+        free = runtime.core.free_blocks(
+            decode_session(request), request.request_id, blocks, runtime.now_ms()
+        )
+        return execution_pb2.FreeBlocksResponse(
+            free_blocks=[block_pb2.BlockCount(group=g, count=n) for g, n in enumerate(free)]
+        ).SerializeToString()
+
+    def free_sequences(self, data: bytes) -> bytes:
+        """FreeSequences."""
+        request = parse(execution_pb2.FreeSequencesRequest, data)
+        runtime = self._runtime()
+        decode_request_id(request.request_id)
+        count, maximum = len(request.sequence_ids), runtime.limits.max_sequences
+        if count > maximum:
+            raise limit_exceeded("max_sequences", maximum, count, "sequence_ids")
+        freed = runtime.core.free_sequences(
+            decode_session(request), request.request_id, request.sequence_ids[:],
+            runtime.now_ms(), free_blocks=request.free_blocks,
+        )  # fmt: skip
+        return execution_pb2.FreeSequencesResponse(
+            freed_blocks=[
+                block_pb2.BlockTable(group=group, block_ids=ids)
+                for group, ids in sorted(freed.items())
+                if ids
+            ]
+        ).SerializeToString()
+
+
+async def _refuse_export(data: bytes) -> AsyncIterator[bytes]:
+    parse(execution_pb2.ExportBlocksRequest, data)
+    raise unsupported("ExportBlocks")
+    yield b""

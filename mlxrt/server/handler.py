@@ -1,0 +1,77 @@
+"""Generic handlers: bytes in, bytes out, so that every failure on the way is ours to answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from mlxrt.errors import MlxrtError, Reason
+from mlxrt.server.errors import defect, status_code, trailers
+
+Context = Any
+"""grpc.aio.ServicerContext, which is generic over messages that these handlers never see."""
+
+M = TypeVar("M", bound=Message)
+
+
+def parse(message_type: type[M], data: bytes) -> M:
+    """The message; raises MALFORMED_REQUEST where the bytes are none."""
+    try:
+        return message_type.FromString(data)
+    except (DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise MlxrtError(
+            Reason.MALFORMED_REQUEST, f"the bytes are no {message_type.DESCRIPTOR.full_name}"
+        ) from error
+
+
+async def abort(context: Context, error: MlxrtError) -> NoReturn:
+    """Ends the call with the error's status and trailers."""
+    await context.abort(status_code(error), error.message, trailers(error))
+    raise AssertionError("abort does not return")
+
+
+def unary(name: str, run: Callable[[bytes], Awaitable[bytes] | bytes]) -> grpc.RpcMethodHandler:
+    """A unary rpc; `run` answers at once or by an awaitable, and raises MlxrtError to refuse."""
+
+    async def behave(data: bytes, context: Context) -> bytes:
+        try:
+            answer = run(data)
+            return answer if isinstance(answer, bytes) else await answer
+        except MlxrtError as error:
+            refusal = error
+        except Exception as error:
+            refusal = defect(name, error)
+        await abort(context, refusal)
+
+    return grpc.unary_unary_rpc_method_handler(behave)
+
+
+def server_stream(
+    name: str, run: Callable[[bytes], AsyncIterator[bytes]]
+) -> grpc.RpcMethodHandler:
+    """An rpc of one message in, many out; `run` raises MlxrtError to refuse."""
+
+    async def behave(data: bytes, context: Context) -> None:
+        try:
+            async for piece in run(data):
+                await context.write(piece)
+            return
+        except MlxrtError as error:
+            refusal = error
+        except Exception as error:
+            refusal = defect(name, error)
+        await abort(context, refusal)
+
+    return grpc.unary_stream_rpc_method_handler(behave)
+
+
+def refused_client_stream(error: MlxrtError) -> grpc.RpcMethodHandler:
+    """An rpc of many messages in that is not served."""
+
+    async def behave(_requests: object, context: Context) -> NoReturn:
+        await abort(context, error)
+
+    return grpc.stream_unary_rpc_method_handler(behave)

@@ -1,0 +1,92 @@
+"""What the server is doing, and who wants to know when that changes. Lives on the event loop."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+
+from mlxrt.errors import MlxrtError, Reason
+
+RETRY_WHILE_LOADING_MS = 1_000
+RETRY_WHILE_DRAINING_MS = 5_000
+
+
+class ServerState(enum.IntEnum):
+    """Values as in mlxrt.v1.ServerState."""
+
+    LOADING = 1
+    SERVING = 2
+    DRAINING = 3
+    FAILED = 4
+
+
+class ExitCode(enum.IntEnum):
+    """Exit codes of `mlxrt serve`."""
+
+    OK = 0
+    CONFIG = 2
+    MODEL = 3
+    ABI = 4
+    MEMORY = 5
+    DEVICE_LOST = 6
+
+
+class Lifecycle:
+    """The server's state: LOADING, SERVING, DRAINING or FAILED, in that order, none twice.
+
+    Attributes:
+        state: what the server does now.
+        loss: why it failed; None unless FAILED.
+        closed: the drain is over and every call is refused.
+    """
+
+    def __init__(self) -> None:
+        self.state = ServerState.LOADING
+        self.loss: MlxrtError | None = None
+        self.closed = False
+        self._listeners: list[Callable[[ServerState], None]] = []
+
+    def subscribe(self, listener: Callable[[ServerState], None]) -> None:
+        """Calls `listener` with each new state, and with the present one at once."""
+        self._listeners.append(listener)
+        listener(self.state)
+
+    def move_to(self, state: ServerState) -> bool:
+        """Enters a later state and tells the listeners; answers False where the state is not later."""
+        if state <= self.state:
+            return False
+        self.state = state
+        for listener in self._listeners:
+            listener(state)
+        return True
+
+    def fail(self, loss: MlxrtError) -> None:
+        """Enters FAILED for `loss`; later losses are ignored."""
+        if self.loss is None:
+            self.loss = loss
+            self.move_to(ServerState.FAILED)
+
+    def check_serving(self) -> None:
+        """Raises LOADING or DEVICE_LOST where no call of a session can be served; passes while draining."""
+        if self.state is ServerState.LOADING:
+            raise MlxrtError(
+                Reason.LOADING, "the model is still loading", retry_delay_ms=RETRY_WHILE_LOADING_MS
+            )
+        if self.state is ServerState.FAILED:
+            raise MlxrtError(Reason.DEVICE_LOST, "the device is lost; this server is about to exit")
+        if self.closed:
+            raise draining()
+
+    def check_starting(self) -> None:
+        """Raises DRAINING where nothing new may start, and what `check_serving` raises."""
+        self.check_serving()
+        if self.state is ServerState.DRAINING:
+            raise draining()
+
+
+def draining() -> MlxrtError:
+    """The refusal of a server on its way down."""
+    return MlxrtError(
+        Reason.DRAINING, "the server drains before it stops; start elsewhere",
+        retry_delay_ms=RETRY_WHILE_DRAINING_MS,
+    )  # fmt: skip

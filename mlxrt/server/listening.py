@@ -1,0 +1,69 @@
+"""Binding the server to its address, refusing one that somebody else serves."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+
+from mlxrt.config import ConfigError
+
+
+def bind(server: grpc.aio.Server, address: str) -> str:
+    """Binds `address` (as Settings.address) and answers it with the port that was chosen.
+
+    A unix socket is made for its owner alone; a dead one in its place is removed first.
+
+    Raises:
+        ConfigError: the address is taken or can't be bound.
+    """
+    path = address.removeprefix("unix:")
+    if path != address:
+        _clear_dead_socket(path)
+        with _private_files():
+            _add_port(server, address)
+        return address
+    port = _add_port(server, address)
+    return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _add_port(server: grpc.aio.Server, address: str) -> int:
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise ConfigError(f"can't listen on {address}: {error}") from error
+    if port == 0:
+        raise ConfigError(f"can't listen on {address}")
+    return port
+
+
+def _clear_dead_socket(path: str) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"{path} exists and is no socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except OSError as error:
+            raise ConfigError(f"can't tell whether {path} is in use: {error}") from error
+    raise ConfigError(f"another server listens on {path}")
+
+
+@contextmanager
+def _private_files() -> Iterator[None]:
+    """Files made within belong to this user alone. The umask is the process's: call before other threads make files."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)

@@ -1,0 +1,187 @@
+"""From request bytes to reply bytes: decode, accept, run, encode. All forms of a step pass through here."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from google.protobuf.message import Message
+from mlxrt_client.v1 import execution_pb2, step_pb2
+
+from mlxrt.core.answers import SessionRef
+from mlxrt.core.core import Core
+from mlxrt.core.model import Limits, ModelFacts
+from mlxrt.errors import MlxrtError, field_invalid, unsupported
+from mlxrt.server.decode_step import StepCall, StepDecoder
+from mlxrt.server.dispatch import Dispatcher, Waiter
+from mlxrt.server.encode import encode_step
+from mlxrt.server.handler import parse
+from mlxrt.server.lifecycle import Lifecycle, ServerState
+from mlxrt.server.relocate import PathMap, in_execute, relocate
+from mlxrt.server.special_cases import step_of_decode, step_of_prefill
+
+Encoder = Callable[[Waiter, bool], bytes]
+
+
+class Pending:
+    """An accepted step on its way to reply bytes."""
+
+    __slots__ = ("_encode", "_replayed", "waiter")
+
+    def __init__(self, waiter: Waiter, replayed: bool, encode: Encoder) -> None:
+        self.waiter = waiter
+        self._replayed = replayed
+        self._encode = encode
+
+    def finish(self) -> bytes:
+        """The reply bytes; the step has ended."""
+        return self._encode(self.waiter, self._replayed)
+
+    async def wait(self) -> bytes:
+        """The reply bytes, once the step has ended."""
+        await self.waiter.wait()
+        return self.finish()
+
+
+class StepPipeline:
+    """The hot path without a transport. Lives on the event loop's thread.
+
+    Attributes:
+        limits: those in force with the loaded model.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        dispatcher: Dispatcher,
+        lifecycle: Lifecycle,
+        facts: ModelFacts,
+        limits: Limits,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self.limits = limits
+        self._core = core
+        self._dispatcher = dispatcher
+        self._lifecycle = lifecycle
+        self._decoder = StepDecoder(facts, limits)
+        self._now_ms = now_ms
+
+    def begin_step(self, data: bytes) -> Pending:
+        """Step: accepts a StepRequest. Raises MlxrtError where it is refused."""
+        return self._begin(parse(step_pb2.StepRequest, data), None, _encode_step)
+
+    def begin_prefill(self, data: bytes) -> Pending:
+        """Prefill: as begin_step."""
+        step, path_map = step_of_prefill(parse(execution_pb2.PrefillRequest, data), self.limits)
+        return self._begin(step, path_map, _encode_prefill)
+
+    def begin_decode(self, data: bytes) -> Pending:
+        """Decode: as begin_step."""
+        step, path_map = step_of_decode(parse(execution_pb2.DecodeRequest, data), self.limits)
+        return self._begin(step, path_map, _encode_decode)
+
+    def begin_execute(
+        self, data: bytes, may_carry: Callable[[str], bool], carries: Callable[[str], None]
+    ) -> Pending:
+        """One message of Execute: as begin_step.
+
+        Args:
+            may_carry: whether the stream may carry steps of this session.
+            carries: called with the session's id once the step is accepted.
+        """
+        message = parse(execution_pb2.ExecuteRequest, data)
+        kind = message.WhichOneof("message")
+        if kind is None:
+            raise field_invalid("message", "one of step and sampling is required")
+        if kind == "sampling":
+            raise unsupported("sampling")
+        session_id = message.step.session.session_id
+        if not may_carry(session_id):
+            raise field_invalid("step.session.session_id", "this stream carries another session")
+        pending = self._begin(message.step, in_execute, _encode_execute)
+        carries(session_id)
+        return pending
+
+    def run_bytes(self, data: bytes) -> bytes:
+        """StepRequest bytes to StepResponse bytes, for an engine that answers inside `submit`.
+
+        Raises:
+            MlxrtError: the step was refused.
+            RuntimeError: the engine has a thread of its own.
+        """
+        pending = self.begin_step(data)
+        if pending.waiter.reply is None:
+            raise RuntimeError("the step still runs: this engine answers on a thread of its own")
+        return pending.finish()
+
+    def run_step(self, data: bytes) -> bytes | Awaitable[bytes]:
+        """Step, for a handler."""
+        return _answer(self.begin_step(data))
+
+    def run_prefill(self, data: bytes) -> bytes | Awaitable[bytes]:
+        """Prefill, for a handler."""
+        return _answer(self.begin_prefill(data))
+
+    def run_decode(self, data: bytes) -> bytes | Awaitable[bytes]:
+        """Decode, for a handler."""
+        return _answer(self.begin_decode(data))
+
+    def _begin(
+        self,
+        message: step_pb2.StepRequest,
+        path_map: PathMap | None,
+        encode: Encoder,
+    ) -> Pending:
+        try:
+            if not message.HasField("session"):
+                raise field_invalid("session", "required")
+            call = self._decoder.decode(message)
+            if self._lifecycle.state is not ServerState.SERVING:
+                self._check_state(call)
+            waiter, replayed = self._dispatcher.begin(call.session_id, call.epoch, call.step)
+        except MlxrtError as error:
+            raise (relocate(error, path_map) if path_map is not None else error) from None
+        return Pending(waiter, replayed, encode)
+
+    def _check_state(self, call: StepCall) -> None:
+        """While draining, a step that registers sequences is refused unless it is a repeat."""
+        self._lifecycle.check_serving()
+        if not call.step.new_sequences:
+            return
+        session = self._core.get_session(
+            SessionRef(call.session_id, call.epoch), self._now_ms(),
+            include_tables=False, include_tokens=False,
+        )  # fmt: skip
+        if call.step.step_number >= session.next_step_number:
+            self._lifecycle.check_starting()
+
+
+def _answer(pending: Pending) -> bytes | Awaitable[bytes]:
+    return pending.finish() if pending.waiter.reply is not None else pending.wait()
+
+
+def _fill(message: step_pb2.StepResponse, waiter: Waiter, replayed: bool) -> None:
+    assert waiter.reply is not None
+    encode_step(message, waiter.reply, replayed)
+
+
+def _encode_step(waiter: Waiter, replayed: bool) -> bytes:
+    message = step_pb2.StepResponse()
+    _fill(message, waiter, replayed)
+    return message.SerializeToString()
+
+
+def _encode_within(message: Message, waiter: Waiter, replayed: bool) -> bytes:
+    _fill(message.step, waiter, replayed)  # type: ignore[attr-defined]
+    return message.SerializeToString()
+
+
+def _encode_prefill(waiter: Waiter, replayed: bool) -> bytes:
+    return _encode_within(execution_pb2.PrefillResponse(), waiter, replayed)
+
+
+def _encode_decode(waiter: Waiter, replayed: bool) -> bytes:
+    return _encode_within(execution_pb2.DecodeResponse(), waiter, replayed)
+
+
+def _encode_execute(waiter: Waiter, replayed: bool) -> bytes:
+    return _encode_within(execution_pb2.ExecuteResponse(), waiter, replayed)

@@ -1,0 +1,79 @@
+"""What exists once the model is loaded: the core and everything that works on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import structlog
+
+from mlxrt.core.core import Core
+from mlxrt.core.model import Limits, ModelFacts
+from mlxrt.engine.base import Engine
+from mlxrt.errors import MlxrtError
+from mlxrt.server.dispatch import Dispatcher
+from mlxrt.server.lifecycle import Lifecycle
+from mlxrt.server.pipeline import StepPipeline
+
+_LOGIT_BYTES = 4
+_REPLY_SLACK_BYTES = 32 * 1024
+_log = structlog.get_logger("mlxrt.server")
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """The core, and what feeds it. Lives on the event loop's thread.
+
+    Attributes:
+        limits: those in force: the configured ones, lowered where model or message size ask for it.
+    """
+
+    facts: ModelFacts
+    limits: Limits
+    core: Core
+    dispatcher: Dispatcher
+    pipeline: StepPipeline
+    now_ms: Callable[[], int]
+
+    @property
+    def holds_nothing(self) -> bool:
+        """Whether no step is in flight and no block leased."""
+        free = self.core.free_blocks_by_group()
+        return self.core.inflight_count() == 0 and all(
+            count == group.block_count - 1
+            for count, group in zip(free, self.facts.groups, strict=True)
+        )
+
+
+def limits_in_force(configured: Limits, facts: ModelFacts) -> Limits:
+    """The configured limits, lowered to the model's length and to as many rows of logits as one message carries."""
+    row_bytes = facts.vocabulary_size * _LOGIT_BYTES
+    fitting = (configured.max_message_bytes - _REPLY_SLACK_BYTES) // row_bytes
+    limits = replace(
+        configured,
+        max_model_length=min(configured.max_model_length, facts.max_model_length),
+        max_logits_rows=min(configured.max_logits_rows, fitting),
+    )
+    if limits != configured:
+        _log.info(
+            "limits lowered for this model",
+            max_model_length=limits.max_model_length,
+            max_logits_rows=limits.max_logits_rows,
+        )
+    return limits
+
+
+def build_runtime(
+    facts: ModelFacts,
+    configured: Limits,
+    engine: Engine,
+    lifecycle: Lifecycle,
+    now_ms: Callable[[], int],
+    on_defect: Callable[[MlxrtError], None],
+) -> Runtime:
+    """Assembles the runtime of a model that `engine` has loaded."""
+    limits = limits_in_force(configured, facts)
+    core = Core(facts, limits)
+    dispatcher = Dispatcher(core, engine, now_ms, on_defect)
+    pipeline = StepPipeline(core, dispatcher, lifecycle, facts, limits, now_ms)
+    return Runtime(facts, limits, core, dispatcher, pipeline, now_ms)

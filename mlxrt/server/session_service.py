@@ -1,0 +1,155 @@
+"""SessionService."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+from mlxrt_client.v1 import block_pb2, session_pb2
+
+from mlxrt.core.answers import SequenceSnapshot, SessionRef
+from mlxrt.errors import field_invalid
+from mlxrt.server.decode_fields import CLIENT_NAME_BYTES_MAX, decode_request_id
+from mlxrt.server.encode import encode_tables
+from mlxrt.server.errors import encode_error
+from mlxrt.server.handler import parse, unary
+from mlxrt.server.lifecycle import Lifecycle
+from mlxrt.server.runtime import Runtime
+
+NAME = "mlxrt.v1.SessionService"
+_SESSION_ID_BYTES = 16
+_SEED_BITS = 64
+_log = structlog.get_logger("mlxrt.server")
+
+
+def decode_session(message: Message) -> SessionRef:
+    """The `session` of a request; raises FIELD_INVALID where it is unset."""
+    if not message.HasField("session"):
+        raise field_invalid("session", "required")
+    return SessionRef(message.session.session_id, message.session.epoch)  # type: ignore[attr-defined]
+
+
+class SessionService:
+    """The rpcs, bytes to bytes.
+
+    Args:
+        runtime: answers the runtime, or raises LOADING or DEVICE_LOST.
+        instance_id: of this start of the server.
+    """
+
+    def __init__(
+        self, runtime: Callable[[], Runtime], lifecycle: Lifecycle, instance_id: str
+    ) -> None:
+        self._runtime = runtime
+        self._lifecycle = lifecycle
+        self._instance_id = instance_id
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a grpc.aio server serves."""
+        rpcs = {
+            "OpenSession": self.open,
+            "RenewSession": self.renew,
+            "ResumeSession": self.resume,
+            "GetSession": self.get,
+            "CloseSession": self.close,
+        }
+        return grpc.method_handlers_generic_handler(
+            NAME, {name: unary(name, run) for name, run in rpcs.items()}
+        )
+
+    def open(self, data: bytes) -> bytes:
+        """OpenSession."""
+        request = parse(session_pb2.OpenSessionRequest, data)
+        runtime = self._runtime()
+        self._lifecycle.check_starting()
+        decode_request_id(request.request_id)
+        if len(request.client_name.encode()) > CLIENT_NAME_BYTES_MAX:
+            raise field_invalid("client_name", f"has at most {CLIENT_NAME_BYTES_MAX} bytes")
+        opened = runtime.core.open_session(
+            request.request_id, request.lease_ttl_ms, request.client_name,
+            session_id=secrets.token_hex(_SESSION_ID_BYTES),
+            session_seed=secrets.randbits(_SEED_BITS),
+            now_ms=runtime.now_ms(),
+        )  # fmt: skip
+        _log.info(
+            "session open", session_id=opened.session.session_id,
+            client_name=request.client_name, lease_ttl_ms=opened.lease_ttl_ms,
+        )  # fmt: skip
+        return session_pb2.OpenSessionResponse(
+            session=_ref(opened.session),
+            lease_ttl_ms=opened.lease_ttl_ms,
+            instance_id=self._instance_id,
+        ).SerializeToString()
+
+    def renew(self, data: bytes) -> bytes:
+        """RenewSession."""
+        request = parse(session_pb2.RenewSessionRequest, data)
+        runtime = self._runtime()
+        ttl_ms = runtime.core.renew(decode_session(request), runtime.now_ms())
+        return session_pb2.RenewSessionResponse(lease_ttl_ms=ttl_ms).SerializeToString()
+
+    def resume(self, data: bytes) -> bytes:
+        """ResumeSession."""
+        request = parse(session_pb2.ResumeSessionRequest, data)
+        runtime = self._runtime()
+        decode_request_id(request.request_id)
+        ref = decode_session(request)
+        resumed = runtime.core.resume(ref, request.request_id, runtime.now_ms())
+        runtime.dispatcher.pump()
+        _log.info("session resumed", session_id=ref.session_id, epoch=resumed.session.epoch)
+        return session_pb2.ResumeSessionResponse(
+            session=_ref(resumed.session),
+            lease_ttl_ms=resumed.lease_ttl_ms,
+            next_step_number=resumed.next_step_number,
+        ).SerializeToString()
+
+    def get(self, data: bytes) -> bytes:
+        """GetSession."""
+        request = parse(session_pb2.GetSessionRequest, data)
+        runtime = self._runtime()
+        snapshot = runtime.core.get_session(
+            decode_session(request), runtime.now_ms(),
+            include_tables=request.include_tables, include_tokens=request.include_tokens,
+        )  # fmt: skip
+        return session_pb2.GetSessionResponse(
+            lease_ttl_ms=snapshot.lease_ttl_ms,
+            next_step_number=snapshot.next_step_number,
+            inflight_step_numbers=snapshot.inflight_step_numbers,
+            leased_blocks=encode_tables(snapshot.leased_blocks),
+            sequences=[_sequence(s) for s in snapshot.sequences],
+        ).SerializeToString()
+
+    def close(self, data: bytes) -> bytes:
+        """CloseSession."""
+        request = parse(session_pb2.CloseSessionRequest, data)
+        runtime = self._runtime()
+        closed = runtime.core.close_session(decode_session(request), runtime.now_ms())
+        runtime.dispatcher.pump()
+        _log.info("session closed", session_id=closed.session_id, client_name=closed.client_name)
+        return session_pb2.CloseSessionResponse(
+            freed_blocks=[
+                block_pb2.BlockCount(group=group, count=count)
+                for group, count in sorted(closed.freed_block_counts.items())
+            ],
+            released_sequence_count=closed.released_sequence_count,
+        ).SerializeToString()
+
+
+def _ref(session: SessionRef) -> session_pb2.SessionRef:
+    return session_pb2.SessionRef(session_id=session.session_id, epoch=session.epoch)
+
+
+def _sequence(snapshot: SequenceSnapshot) -> session_pb2.SequenceState:
+    message = session_pb2.SequenceState(
+        sequence_id=snapshot.sequence_id,
+        position=snapshot.position,
+        token_count=snapshot.token_count,
+        tables=encode_tables(snapshot.tables),
+        token_ids=snapshot.token_ids,
+    )
+    if snapshot.failure is not None:
+        message.failure.CopyFrom(encode_error(snapshot.failure))
+    return message

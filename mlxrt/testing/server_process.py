@@ -1,0 +1,97 @@
+"""A server in a process of its own, for demonstrations, benchmarks and the tests of a scheduler."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+
+class ServerProcess:
+    """`mlxrt serve` on a unix socket of its own; a context manager that waits until it serves.
+
+    Attributes:
+        address: where it listens, in gRPC's form.
+        process: the process, once entered.
+    """
+
+    def __init__(self, arguments: Sequence[str] = (), *, start_timeout_s: float = 120.0) -> None:
+        """Prepares the process.
+
+        Args:
+            arguments: of `mlxrt serve`, without `--address`.
+            start_timeout_s: longest wait for it to serve.
+        """
+        self._folder = tempfile.TemporaryDirectory(prefix="mlxrt-")
+        self.address = f"unix:{self._folder.name}/server.sock"
+        self._log_path = Path(self._folder.name, "server.log")
+        self._arguments = list(arguments)
+        self._start_timeout_s = start_timeout_s
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> str:
+        """What the server has written so far."""
+        return self._log_path.read_text(errors="replace") if self._log_path.exists() else ""
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-P", "-m", "mlxrt", "serve", "--address", self.address]
+        with self._log_path.open("wb") as log:
+            self.process = self._start(command + self._arguments, log)
+        try:
+            self._wait_until_serving(self.process)
+        except BaseException:
+            self.stop(signal.SIGKILL)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+        self._folder.cleanup()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Sends a signal, waits for the end and returns the exit code."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+    @staticmethod
+    def _start(command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+        )
+
+    def _wait_until_serving(self, process: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + self._start_timeout_s
+        with grpc.insecure_channel(self.address) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            while time.monotonic() < deadline:
+                if process.poll() is not None:
+                    raise RuntimeError(f"the server ended with {process.returncode}:\n{self.log}")
+                try:
+                    answer = health.Check(health_pb2.HealthCheckRequest(), timeout=1)
+                    if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                        return
+                except grpc.RpcError:
+                    pass
+                time.sleep(0.05)
+        raise RuntimeError(f"the server did not serve in {self._start_timeout_s} s:\n{self.log}")
