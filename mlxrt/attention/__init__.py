@@ -1,0 +1,28 @@
+"""What a layer's `cache=` argument is: paged KV layers and the seam that leads mlx-lm's attention to them."""
+
+from mlxrt.attention.choice import AttentionChoice, ChosenPath, choose_path
+from mlxrt.attention.gather import GatherPath
+from mlxrt.attention.layer import PagedLayer, StepBinding, WindowMask
+from mlxrt.attention.metadata import HostRows, StepMetadata
+from mlxrt.attention.path import AttendCounts, AttentionPath
+from mlxrt.attention.pool import LayerShape, allocate_pool
+from mlxrt.attention.seam import AttendingCache, install_seam, uninstall_seam
+
+__all__ = [
+    "AttendCounts",
+    "AttendingCache",
+    "AttentionChoice",
+    "AttentionPath",
+    "ChosenPath",
+    "GatherPath",
+    "HostRows",
+    "LayerShape",
+    "PagedLayer",
+    "StepBinding",
+    "StepMetadata",
+    "WindowMask",
+    "allocate_pool",
+    "choose_path",
+    "install_seam",
+    "uninstall_seam",
+]

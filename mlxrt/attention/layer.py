@@ -1,0 +1,103 @@
+"""A layer's KV in the paged pool, with the interface that mlx-lm's attention modules expect of a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+
+from mlxrt.attention.metadata import StepMetadata
+from mlxrt.attention.path import AttentionPath
+
+
+class WindowMask:
+    """Stands for a sliding window on its way from `make_mask` through the model to `attend`.
+
+    Attributes:
+        window: positions that a row sees, itself included.
+    """
+
+    __slots__ = ("window",)
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+
+
+class StepBinding:
+    """The step that the layers of one group serve now. Owned by the engine's thread."""
+
+    __slots__ = ("path", "positions", "prepared")
+
+    def __init__(self, path: AttentionPath) -> None:
+        self.path = path
+        self.positions: mx.array | None = None
+        self.prepared: Any = None
+
+    def begin(self, metadata: StepMetadata) -> None:
+        """Makes `metadata` what the group's layers use from now on."""
+        self.positions = metadata.positions
+        self.prepared = self.path.prepare(metadata)
+
+    def end(self) -> None:
+        """Forgets the step, so that its arrays can be freed."""
+        self.positions = None
+        self.prepared = None
+
+
+class PagedLayer:
+    """The `cache=` of one layer, for a step of T rows of one token each.
+
+    Attributes:
+        keys, values: the layer's pool, `[num_blocks, block_size, Hkv, D]`; rebound by every write.
+    """
+
+    __slots__ = ("_binding", "keys", "values")
+
+    def __init__(self, keys: mx.array, values: mx.array, binding: StepBinding) -> None:
+        self.keys = keys
+        self.values = values
+        self._binding = binding
+
+    @property
+    def offset(self) -> mx.array:
+        """Positions of the rows, `[T]` int32; what RoPE takes as its offset."""
+        positions = self._binding.positions
+        if positions is None:
+            raise RuntimeError("a paged layer was used outside of a step")
+        return positions
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Writes the rows' K and V, `[T, Hkv, 1, D]`, to their slots; returns them as they came."""
+        binding = self._binding
+        self.keys, self.values = binding.path.write(
+            self.keys, self.values, (keys.squeeze(2), values.squeeze(2)), binding.prepared
+        )
+        return keys, values
+
+    def make_mask(
+        self, row_length: int, return_array: bool = False, window_size: int | None = None
+    ) -> WindowMask | None:
+        """The marker that rides to `attend` in place of a mask; rows are one token long."""
+        if row_length != 1:
+            raise RuntimeError(f"a paged layer serves rows of one token, not of {row_length}")
+        return WindowMask(window_size) if window_size else None
+
+    def attend(
+        self, queries: mx.array, *, scale: float, mask: Any, sinks: mx.array | None
+    ) -> mx.array:
+        """Attention of the rows, `[T, Hq, 1, D]`, each over its own context; same shape.
+
+        Raises:
+            RuntimeError: the family passes a mask of its own, which a paged layer can't serve.
+        """
+        if mask is not None and not isinstance(mask, WindowMask):
+            raise RuntimeError(f"a paged layer can't serve a mask of type {type(mask).__name__}")
+        output = self._binding.path.attend(
+            queries.squeeze(2),
+            (self.keys, self.values),
+            self._binding.prepared,
+            scale=scale,
+            window=0 if mask is None else mask.window,
+            sinks=sinks,
+        )
+        return output[:, :, None]

@@ -1,0 +1,57 @@
+"""Where the rows of a step lie: built once per step and group, shared by all layers of the group.
+
+Symbols: T rows, padding included; S sequences with rows; W blocks in the longest table of the step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class HostRows:
+    """The rows of a step in one group, in host memory.
+
+    Attributes:
+        positions: [T] int32; 0 in padding rows.
+        slots: [T] int64, `block id * block_size + offset`; -1 in padding rows.
+        query_start: [S + 1] int32, first row of each sequence; the last entry counts the rows without padding.
+        context_len: [S] int32, positions that the last row of each sequence sees.
+        block_tables: [S, W] int32; entries at or past a sequence's context are never followed.
+        block_size: positions in a block.
+    """
+
+    positions: NDArray[np.int32]
+    slots: NDArray[np.int64]
+    query_start: NDArray[np.int32]
+    context_len: NDArray[np.int32]
+    block_tables: NDArray[np.int32]
+    block_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetadata:
+    """The same on the device, beside the host's copy; fields as in `HostRows`."""
+
+    host: HostRows
+    positions: mx.array
+    slots: mx.array
+    query_start: mx.array
+    context_len: mx.array
+    block_tables: mx.array
+
+    @classmethod
+    def from_host(cls, host: HostRows) -> StepMetadata:
+        """Uploads `host`. Runs on the engine's thread."""
+        return cls(
+            host=host,
+            positions=mx.array(host.positions),
+            slots=mx.array(host.slots),
+            query_start=mx.array(host.query_start),
+            context_len=mx.array(host.context_len),
+            block_tables=mx.array(host.block_tables),
+        )

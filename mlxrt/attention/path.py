@@ -1,0 +1,57 @@
+"""The two ways to write and read the pool, and the count of which one ran."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+from mlxrt.attention.metadata import StepMetadata
+
+
+@dataclass(slots=True)
+class AttendCounts:
+    """Attention calls of layers so far, by the path that served them."""
+
+    native: int = 0
+    gather: int = 0
+
+
+class AttentionPath(Protocol):
+    """How KV rows reach the pool and how queries read it. All methods only build graph; the engine's thread calls them.
+
+    Symbols: T rows of the step, Hq query heads, Hkv KV heads, D head width; a pool array is
+    `[num_blocks, block_size, Hkv, D]`.
+    """
+
+    name: str
+    overlaps: bool
+    """Whether a step may be launched while the one before runs, without a copy of the pool."""
+    counts: AttendCounts
+
+    def prepare(self, metadata: StepMetadata) -> Any:
+        """What the path derives once per step and group from `metadata`."""
+
+    def write(
+        self, keys: mx.array, values: mx.array, new: tuple[mx.array, mx.array], prepared: Any
+    ) -> tuple[mx.array, mx.array]:
+        """Writes `new`, K and V rows `[T, Hkv, D]`, to the step's slots; returns the pool's new handles."""
+
+    def attend(
+        self,
+        queries: mx.array,
+        pool: tuple[mx.array, mx.array],
+        prepared: Any,
+        *,
+        scale: float,
+        window: int,
+        sinks: mx.array | None,
+    ) -> mx.array:
+        """Attention of `queries` `[T, Hq, D]` over each row's own context; returns `[T, Hq, D]`."""
+
+    def copy_blocks(
+        self, pools: Sequence[mx.array], sources: mx.array, destinations: mx.array
+    ) -> list[mx.array]:
+        """Copies blocks in each array, all sources read before any is written; ids int32. Returns the new handles."""

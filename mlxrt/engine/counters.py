@@ -1,0 +1,33 @@
+"""What an engine has done so far; the tests' and the benchmarks' proof of which path ran."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class EngineCounters:
+    """Counts since the engine was ready; warm-up steps are not in them.
+
+    Attributes:
+        steps: plans with device work.
+        rows: rows of their forwards, without padding.
+        padding_rows: rows added to reach a bucket.
+        sampled_rows: rows that went through the head.
+        async_evals: launches; one per step.
+        failed_steps: steps that failed whole.
+        failed_rows: sequences that failed alone.
+        attend_native, attend_gather: attention calls of layers, by path.
+        peak_bytes: the most memory that MLX held.
+    """
+
+    steps: int = 0
+    rows: int = 0
+    padding_rows: int = 0
+    sampled_rows: int = 0
+    async_evals: int = 0
+    failed_steps: int = 0
+    failed_rows: int = 0
+    attend_native: int = 0
+    attend_gather: int = 0
+    peak_bytes: int = 0

@@ -1,0 +1,129 @@
+"""Builds the lazy graph of a step: copies, forward, sampling. Nothing here evaluates. Owned by the engine's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlxrt.attention import AttentionPath, PagedLayer, StepBinding, StepMetadata
+from mlxrt.engine.batch import Batch
+from mlxrt.engine.mirrors import decode_pending
+from mlxrt.engine.sampling import Sampled, SamplingBatch, sample
+from mlxrt.models.rows import RowSelector
+
+
+@dataclass(frozen=True, slots=True)
+class StepGraph:
+    """A step that is built and not yet evaluated.
+
+    Attributes:
+        sampled: tokens and what else was asked for; None where no row is selected.
+        logits: [n, V] float32 of the rows that answer them; None without any.
+        witness: one element of the last layer's pool, so that a step without tokens can be waited for.
+    """
+
+    sampled: Sampled | None
+    logits: mx.array | None
+    witness: mx.array | None
+
+    def arrays(self) -> list[mx.array]:
+        """What is read after the step."""
+        arrays = [] if self.sampled is None else self.sampled.arrays()
+        return arrays + [array for array in (self.logits, self.witness) if array is not None]
+
+
+class Forward:
+    """A model over its paged pool.
+
+    Attributes:
+        path: how attention is computed.
+        layers: the pool, layer by layer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        selector: RowSelector,
+        layers: Sequence[PagedLayer],
+        bindings: Sequence[StepBinding],
+        path: AttentionPath,
+    ) -> None:
+        self.path = path
+        self.layers = layers
+        self._model = model
+        self._selector = selector
+        self._bindings = bindings
+
+    def pools(self) -> list[mx.array]:
+        """The pool's arrays."""
+        return [array for layer in self.layers for array in (layer.keys, layer.values)]
+
+    def restore(self, pools: Sequence[mx.array]) -> None:
+        """Rebinds the layers to `pools`, as `pools()` gave them."""
+        for index, layer in enumerate(self.layers):
+            layer.keys, layer.values = pools[2 * index], pools[2 * index + 1]
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int, int]]) -> None:
+        """Adds the block copies to the graph; the model has one group, so all layers take part."""
+        pairs = np.array([copy[1:] for copy in copies], np.int32)
+        sources, destinations = mx.array(pairs[:, 0]), mx.array(pairs[:, 1])
+        self.restore(self.path.copy_blocks(self.pools(), sources, destinations))
+
+    def build(
+        self, batch: Batch | None, sampling: SamplingBatch | None, unread: mx.array | None
+    ) -> StepGraph:
+        """Adds the forward and the sampling of `batch` to the graph.
+
+        Args:
+            sampling: the rules of the selected rows; None where none is selected.
+            unread: [n] int32, tokens of the step before, which may still be on the device.
+        """
+        if batch is None:
+            return StepGraph(None, None, self._witness())
+        for binding, host in zip(self._bindings, batch.groups, strict=True):
+            binding.begin(StepMetadata.from_host(host))
+        try:
+            tokens = _input_tokens(batch, unread)[:, None]
+            if sampling is None:
+                self._selector.without_head(tokens, self.layers)
+                return StepGraph(None, None, self._witness())
+            self._selector.rows = _upload(batch.selected_rows)
+            logits = self._model(tokens, cache=self.layers).squeeze(1)
+        finally:
+            self._selector.rows = None
+            for binding in self._bindings:
+                binding.end()
+        answered = None
+        if batch.logits_selections:
+            chosen = mx.array(np.array(batch.logits_selections, np.int32))
+            answered = logits[chosen].astype(mx.float32)
+        return StepGraph(sample(logits, sampling, unread), answered, None)
+
+    def _witness(self) -> mx.array:
+        last = self.layers[-1]
+        # numpy, which reads it, has no bfloat16.
+        return mx.stack([pool.reshape(-1)[0] for pool in (last.keys, last.values)]).astype(mx.float32)
+
+
+def _upload(rows: np.ndarray[tuple[int], np.dtype[np.int32]] | None) -> mx.array | None:
+    return None if rows is None else mx.array(rows)
+
+
+def _input_tokens(batch: Batch, unread: mx.array | None) -> mx.array:
+    """The rows' tokens, [Tb] int32, those still on the device taken from `unread`."""
+    coded = batch.tokens < 0
+    if not coded.any():
+        return mx.array(batch.tokens)
+    if unread is None:
+        raise RuntimeError("a row takes a token that no step in flight samples")
+    # The codes are of the step before, whose parity is the other one.
+    indices = np.where(coded, decode_pending(batch.tokens, 1 - batch.parity), 0)
+    if len(indices) == unread.shape[0] and coded.all() and (np.diff(indices) == 1).all():
+        return unread
+    return mx.where(
+        mx.array(coded), unread[mx.array(indices)], mx.array(np.where(coded, 0, batch.tokens))
+    )

@@ -1,0 +1,144 @@
+"""Plans the memory before anything is loaded: weights + pool + worst step within the limit, or a refusal with the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlxrt.models.errors import ModelError
+
+CPU_POOL_BYTES_MAX = 1 << 30
+"""Largest pool that the plan itself chooses on a CPU; `num_blocks` may ask for more."""
+
+_BLOCKS_MIN = 2
+# Arrays of a step that live at once beyond the ones counted: neighbours in the graph, and the next step's inputs.
+_OVERLAP = 2
+
+
+class DoesNotFitError(ModelError):
+    """The model, its pool and its worst step don't fit into the memory that they may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """What the size of the worst step depends on; widths are elements per row.
+
+    Attributes:
+        rows: rows of the largest step, padding included.
+        selected_rows: rows of it that go through the head.
+        context: positions of the longest sequence.
+        hidden, intermediate, queries, keys: widths of the activations.
+        heads: query heads.
+        vocabulary_size: width of the logits.
+        item_bytes: of an activation.
+        gather: whether contexts are gathered before attention.
+    """
+
+    rows: int
+    selected_rows: int
+    context: int
+    hidden: int
+    intermediate: int
+    queries: int
+    keys: int
+    heads: int
+    vocabulary_size: int
+    item_bytes: int
+    gather: bool
+
+    def step_bytes(self) -> int:
+        """An upper estimate of what a step holds beside weights and pool."""
+        widths = 4 * self.hidden + 3 * self.intermediate + 3 * self.queries + 4 * self.keys
+        activations = self.rows * widths * self.item_bytes
+        # Logits as the model gives them, then float32 copies: adjusted, shifted, sorted, kept.
+        logits = self.selected_rows * self.vocabulary_size * (self.item_bytes + 4 * 4)
+        gathered = 0
+        if self.gather:
+            chunk = min(self.rows, self.context)
+            gathered = 4 * self.context * self.keys * self.item_bytes
+            gathered += 2 * self.heads * chunk * self.context * self.item_bytes
+        return _OVERLAP * (activations + gathered) + logits
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What goes where, in bytes.
+
+    Attributes:
+        device_bytes: the device's memory, as far as this process may count on it.
+        limit_bytes: the share of it that may be taken.
+        num_blocks: blocks of the pool, block 0 included.
+        block_bytes: of one block over all layers.
+    """
+
+    device_bytes: int
+    limit_bytes: int
+    weight_bytes: int
+    step_bytes: int
+    num_blocks: int
+    block_bytes: int
+    block_size: int
+
+    @property
+    def pool_bytes(self) -> int:
+        """All blocks."""
+        return self.num_blocks * self.block_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Weights, pool and worst step."""
+        return self.weight_bytes + self.pool_bytes + self.step_bytes
+
+    def table(self) -> str:
+        """The plan for people, one line per part."""
+        share = self.limit_bytes / self.device_bytes
+        positions = (self.num_blocks - 1) * self.block_size
+        lines = (
+            ("weights", self.weight_bytes, ""),
+            ("KV pool", self.pool_bytes, f"{self.num_blocks} blocks, {positions} positions"),
+            ("worst step", self.step_bytes, "estimate"),
+            ("total", self.total_bytes, ""),
+            ("limit", self.limit_bytes, f"{share:.0%} of {_mebibytes(self.device_bytes)}"),
+        )
+        return "\n".join(f"{name:<11}{_mebibytes(size):>14}  {note}".rstrip() for name, size, note in lines)
+
+
+def plan_memory(
+    *,
+    device_bytes: int,
+    memory_fraction: float,
+    weight_bytes: int,
+    step_bytes: int,
+    block_bytes: int,
+    block_size: int,
+    num_blocks: int | None,
+    pool_bytes_max: int | None,
+) -> MemoryPlan:
+    """Returns the plan.
+
+    Args:
+        num_blocks: asked for by the user; None for as many as fit.
+        pool_bytes_max: bound of a pool that the user did not ask for; None for none.
+
+    Raises:
+        DoesNotFitError: the parts exceed the limit; the message is the table and what is missing.
+    """
+    limit_bytes = int(device_bytes * memory_fraction)
+    if num_blocks is None:
+        free_bytes = limit_bytes - weight_bytes - step_bytes
+        if pool_bytes_max is not None:
+            free_bytes = min(free_bytes, pool_bytes_max)
+        num_blocks = max(_BLOCKS_MIN, free_bytes // block_bytes)
+    plan = MemoryPlan(
+        device_bytes, limit_bytes, weight_bytes, step_bytes, num_blocks, block_bytes, block_size
+    )
+    excess = plan.total_bytes - limit_bytes
+    if excess > 0:
+        raise DoesNotFitError(
+            f"{_mebibytes(excess)} more than the limit:\n{plan.table()}\n"
+            "Lower num_blocks or the limits on rows and length, or raise memory_fraction."
+        )
+    return plan
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):,.1f} MiB"

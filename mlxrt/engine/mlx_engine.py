@@ -1,0 +1,229 @@
+"""The MLX engine: one thread that owns everything of MLX's, and one that only waits for launched steps.
+
+Other threads hand plans in and hear outcomes; they touch no array. Importing this module imports no mlx: the engine's thread
+does, after the environment that MLX reads has been prepared.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mlxrt.core.step import StepOutcome, StepPlan
+from mlxrt.engine.base import EngineListener
+from mlxrt.engine.counters import EngineCounters
+from mlxrt.engine.engine_config import EngineConfig
+from mlxrt.engine.environment import prepare_environment
+from mlxrt.errors import MlxrtError, Reason
+
+if TYPE_CHECKING:
+    from mlxrt.engine.assembly import Assembled
+    from mlxrt.engine.flight import Flight
+    from mlxrt.engine.memory_plan import MemoryPlan
+
+_IDLE_BEAT_S = 0.5
+
+
+class MlxEngine:
+    """Implements `mlxrt.engine.Engine` on MLX.
+
+    Attributes:
+        depth: plans that may be submitted and unanswered at once.
+    """
+
+    depth = 2
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._inbox: deque[StepPlan] = deque()
+        # Guards the inbox, `_closing` and the flights' `ended`; no MLX work is done under it.
+        self._changed = threading.Condition()
+        self._closing = False
+        self._beat_s = time.monotonic()
+        self._listener: EngineListener | None = None
+        self._assembled: Assembled | None = None
+        self._watcher: _Watcher | None = None
+        self._thread = threading.Thread(target=self._main, name="mlxrt-engine", daemon=True)
+
+    def start(self, listener: EngineListener) -> None:
+        """As `Engine.start`. Once."""
+        self._listener = listener
+        self._beat()
+        self._thread.start()
+
+    def submit(self, plan: StepPlan) -> None:
+        """As `Engine.submit`."""
+        with self._changed:
+            self._inbox.append(plan)
+            self._changed.notify_all()
+
+    def heartbeat_age_s(self) -> float:
+        """As `Engine.heartbeat_age_s`; grows while the thread waits for the device."""
+        return time.monotonic() - self._beat_s
+
+    def close(self) -> None:
+        """As `Engine.close`."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def counters(self) -> EngineCounters:
+        """What was done since the engine was ready; any thread."""
+        assembled = self._assembled
+        if assembled is None:
+            return EngineCounters()
+        import mlx.core as mx
+
+        counts = assembled.path.counts
+        return replace(
+            assembled.runner.counters,
+            attend_native=counts.native,
+            attend_gather=counts.gather,
+            peak_bytes=mx.get_peak_memory(),
+        )
+
+    @property
+    def memory_plan(self) -> MemoryPlan | None:
+        """What goes where in memory; None before the engine is ready."""
+        return None if self._assembled is None else self._assembled.plan
+
+    @property
+    def path_reason(self) -> str:
+        """Why `auto` did not take the native attention path; empty where it did, or was not asked to."""
+        return "" if self._assembled is None else self._assembled.path_reason
+
+    def _beat(self) -> None:
+        self._beat_s = time.monotonic()
+
+    def _main(self) -> None:
+        """The engine's thread."""
+        assert self._listener is not None
+        listener = self._listener
+        try:
+            prepare_environment()
+            from mlxrt.engine.assembly import assemble
+
+            self._assembled = assemble(self._config, self._progress)
+        except Exception as error:
+            listener.on_lost(_lost(error))
+            return
+        self._watcher = _Watcher(self._changed)
+        self._watcher.start()
+        listener.on_ready(self._assembled.facts, self._assembled.description)
+        try:
+            self._serve(self._assembled, listener)
+        except Exception as error:
+            listener.on_lost(_lost(error))
+        finally:
+            self._watcher.stop()
+
+    def _progress(self, fraction: float, activity: str) -> None:
+        self._beat()
+        assert self._listener is not None
+        self._listener.on_progress(fraction, activity)
+
+    def _serve(self, assembled: Assembled, listener: EngineListener) -> None:
+        """Runs plans until closed and empty."""
+        runner = assembled.runner
+        while True:
+            self._beat()
+            plan = self._next_plan(runner.flights)
+            if plan is not None:
+                self._answer(runner.begin(plan), listener)
+            elif not runner.flights:
+                return
+            while runner.flights and self._must_finish(runner.flights):
+                self._answer([runner.finish()], listener)
+
+    def _next_plan(self, flights: deque[Flight]) -> StepPlan | None:
+        """Waits for a plan, or for the oldest flight to end; None for the latter, and when closed and empty."""
+        watched = None
+        with self._changed:
+            while not self._inbox:
+                if flights:
+                    if flights[0].ended:
+                        return None
+                    if watched is not flights[0]:
+                        watched = flights[0]
+                        assert self._watcher is not None
+                        self._watcher.watch(watched)
+                elif self._closing:
+                    return None
+                self._changed.wait(_IDLE_BEAT_S)
+                if not flights:
+                    self._beat()
+            return self._inbox.popleft()
+
+    def _must_finish(self, flights: deque[Flight]) -> bool:
+        """Whether nothing can be gained by looking for another plan before the oldest flight is read."""
+        if flights[0].ended or not flights[0].on_device:
+            return True
+        with self._changed:
+            return len(flights) >= self.depth or (self._closing and not self._inbox)
+
+    def _answer(self, outcomes: list[StepOutcome], listener: EngineListener) -> None:
+        for outcome in outcomes:
+            self._beat()
+            listener.on_outcome(outcome)
+
+
+class _Watcher:
+    """A thread that waits for one launched step at a time and says when it has ended.
+
+    It reads an array that the engine's thread has launched, which any thread may do, and touches nothing else.
+    """
+
+    def __init__(self, changed: threading.Condition) -> None:
+        self._changed = changed
+        self._flight: Flight | None = None
+        self._stopped = False
+        self._asked = threading.Condition()
+        self._thread = threading.Thread(target=self._main, name="mlxrt-watcher", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def watch(self, flight: Flight) -> None:
+        """Asks for `flight.ended`; a flight that is watched already ends first."""
+        with self._asked:
+            self._flight = flight
+            self._asked.notify()
+
+    def stop(self) -> None:
+        """Ends the thread, after the flight that it waits for."""
+        with self._asked:
+            self._stopped = True
+            self._asked.notify()
+        self._thread.join()
+
+    def _main(self) -> None:
+        import numpy as np
+
+        while True:
+            with self._asked:
+                while self._flight is None and not self._stopped:
+                    self._asked.wait()
+                if self._stopped:
+                    return
+                flight, self._flight = self._flight, None
+            assert flight is not None
+            try:
+                if flight.graph is not None:
+                    np.array(flight.graph.arrays()[0])
+            except Exception as error:
+                flight.watched_error = error
+            with self._changed:
+                flight.ended = True
+                self._changed.notify_all()
+
+
+def _lost(error: Exception) -> MlxrtError:
+    """The error that the listener hears of a load that failed or a device that was lost."""
+    lost = MlxrtError(Reason.DEVICE_LOST, f"{type(error).__name__}: {error}")
+    lost.__cause__ = error
+    return lost

@@ -1,0 +1,53 @@
+"""From what was read of a step to its outcome."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxrt.core.step import Entry, SampledRow, StepOutcome
+from mlxrt.engine.flight import Flight
+
+
+def outcome_of(
+    flight: Flight,
+    tokens: list[int],
+    details: dict[int, SampledRow],
+    logits: NDArray[np.float32] | None,
+) -> StepOutcome:
+    """Assembles the outcome of a step that ended.
+
+    Args:
+        tokens: one per selected row.
+        details: by selected row, for those that have more than a token or failed.
+        logits: [n, V], one row per selection that answers logits.
+    """
+    plan, batch = flight.plan, flight.batch
+    outcome = StepOutcome(plan.ticket, timings=flight.timings)
+    if batch is None:
+        outcome.entry_rows = [SampledRow() for _ in plan.entries]
+        return outcome
+    decode_count = len(plan.decode_handles)
+    outcome.decode_tokens = tokens[:decode_count]
+    outcome.decode_details = {i: row for i, row in details.items() if i < decode_count}
+    outcome.bucket_row_count = batch.bucket_row_count
+    answers: dict[int, NDArray[np.float32]] = {}
+    if logits is not None:
+        answers = dict(zip(batch.logits_selections, logits, strict=True))
+    for entry, selection in zip(plan.entries, batch.selection_of_entry, strict=True):
+        if selection < 0:
+            outcome.entry_rows.append(SampledRow())
+            continue
+        row = details.get(selection, SampledRow(token=tokens[selection]))
+        outcome.entry_rows.append(_entry_row(entry, row, answers.get(selection)))
+    return outcome
+
+
+def _entry_row(entry: Entry, row: SampledRow, logits: NDArray[np.float32] | None) -> SampledRow:
+    if row.failure is not None:
+        return SampledRow(failure=row.failure)
+    if not entry.sample:
+        row = SampledRow()
+    if logits is not None:
+        row.logits = logits.astype("<f4").tobytes()
+    return row

@@ -1,0 +1,280 @@
+"""Runs plans one after the other: build, launch, read. Owned by the engine's thread.
+
+A step is built while the one before may be running; its tokens come from there as lazy arrays. Each step is one lazy graph
+and one `async_eval`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+import mlx.core as mx
+import numpy as np
+
+from mlxrt.attention import AttendCounts
+from mlxrt.core.step import SampledRow, StepOutcome, StepPlan
+from mlxrt.engine.batch import Batch, apply_changes, build_batch, undo_batch
+from mlxrt.engine.counters import EngineCounters
+from mlxrt.engine.flight import Flight, microseconds_since
+from mlxrt.engine.forward import Forward
+from mlxrt.engine.mirrors import SequenceMirrors, decode_pending, resolve_before
+from mlxrt.engine.outcome import outcome_of
+from mlxrt.engine.sampling import SamplingBatch, SamplingRow
+from mlxrt.errors import MlxrtError, Reason
+
+
+class DeviceLostError(Exception):
+    """The device's state can't be trusted any more; no later step may run."""
+
+
+class StepRunner:
+    """Plans in, outcomes out, in order.
+
+    Attributes:
+        flights: plans begun and not finished, oldest first.
+        counters: what was done so far.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        *,
+        block_size: int,
+        vocabulary_size: int,
+        buckets: tuple[int, ...],
+    ) -> None:
+        self.flights: deque[Flight] = deque()
+        self.counters = EngineCounters()
+        self._forward = forward
+        self._block_size = block_size
+        self._vocabulary_size = vocabulary_size
+        self._buckets = buckets
+        self._mirrors = SequenceMirrors(group_count=1)
+        self._parity = 0
+        self._failed: dict[int, MlxrtError] = {}
+
+    def reset_counters(self) -> None:
+        """Starts all counts anew."""
+        self.counters = EngineCounters()
+        self._forward.path.counts = AttendCounts()
+
+    def begin(self, plan: StepPlan) -> list[StepOutcome]:
+        """Builds and launches a plan; returns the outcomes that had to be read before it could be launched.
+
+        Raises:
+            DeviceLostError: the device failed.
+        """
+        outcomes = []
+        while sum(flight.on_device for flight in self.flights) > 1:
+            outcomes.append(self.finish())
+        flight = Flight(plan)
+        started_s = time.perf_counter()
+        apply_changes(plan, self._mirrors)
+        for handle in plan.retired:
+            self._failed.pop(handle, None)
+        predecessor = self.flights[-1] if self.flights else None
+        self.flights.append(flight)
+        if plan.cancelled:
+            flight.failure = _predecessor_failed()
+            return outcomes
+        self._build(flight)
+        flight.timings.build_us = microseconds_since(started_s)
+        if not self._forward.path.overlaps:
+            # A launch now would find the pool's buffers in use and copy them.
+            while len(self.flights) > 1:
+                outcomes.append(self.finish())
+        if flight.failure is None and flight.graph is not None:
+            if predecessor is not None and predecessor.failure is not None:
+                self._fail_dependent(flight, predecessor)
+            if flight.failure is None:
+                self._launch(flight)
+        return outcomes
+
+    def finish(self) -> StepOutcome:
+        """Waits for the oldest plan and returns its outcome.
+
+        Raises:
+            DeviceLostError: the device failed.
+        """
+        flight = self.flights.popleft()
+        if flight.plan.cancelled and flight.failure is None:
+            self._fail(flight, _predecessor_failed())
+        outcome = None
+        if flight.failure is None:
+            outcome = self._read(flight)
+        if flight.failure is not None or outcome is None:
+            self.counters.failed_steps += not flight.plan.cancelled
+            assert flight.failure is not None
+            for later in self.flights:
+                self._fail_dependent(later, flight)
+            return StepOutcome(flight.plan.ticket, timings=flight.timings, failure=flight.failure)
+        self.counters.failed_rows += self._spread_row_failures(flight, outcome)
+        return outcome
+
+    def _build(self, flight: Flight) -> None:
+        """Builds the plan's graph; a failure is left in the flight, everything else as it was."""
+        plan, forward = flight.plan, self._forward
+        unread = self._unread_tokens()
+        flight.snapshot = forward.pools()
+        try:
+            flight.batch = build_batch(
+                plan, self._mirrors, self._block_size, self._buckets, 1 - self._parity
+            )
+            if flight.batch is not None:
+                self._parity = flight.batch.parity
+            elif not plan.copies:
+                return
+            if plan.copies:
+                forward.copy_blocks(plan.copies)
+            sampling = self._sampling(flight.batch)
+            flight.graph = forward.build(flight.batch, sampling, unread)
+        except Exception as error:  # whatever it was, only this step fails
+            forward.restore(flight.snapshot)
+            self._fail(flight, _execution_failed("building the step", error))
+
+    def _unread_tokens(self) -> mx.array | None:
+        """The tokens of the one step that may be on the device while the next is built."""
+        running = [flight for flight in self.flights if flight.on_device]
+        return running[-1].unread_tokens() if running else None
+
+    def _launch(self, flight: Flight) -> None:
+        """Hands the graph to the device: the step's one evaluation."""
+        assert flight.graph is not None
+        forward, counters, batch = self._forward, self.counters, flight.batch
+        if not forward.path.overlaps:
+            flight.snapshot = []
+        counters.steps += 1
+        counters.async_evals += 1
+        if batch is not None:
+            counters.rows += batch.row_count
+            counters.padding_rows += batch.bucket_row_count - batch.row_count
+            counters.sampled_rows += len(batch.selected_sequences)
+        flight.launched_s = time.perf_counter()
+        try:
+            mx.async_eval(flight.graph.arrays(), forward.pools())
+        except Exception as error:
+            self._recover(flight, "launching the step", error)
+        flight.snapshot = flight.snapshot if flight.failure is None else []
+
+    def _read(self, flight: Flight) -> StepOutcome | None:
+        """Waits for the step; None where that failed."""
+        graph, batch = flight.graph, flight.batch
+        if graph is None:
+            return outcome_of(flight, [], {}, None)
+        try:
+            if flight.watched_error is not None:
+                raise flight.watched_error
+            first = graph.arrays()[0]
+            np.array(first)
+            flight.timings.device_us = microseconds_since(flight.launched_s)
+            started_s = time.perf_counter()
+            tokens, details = ([], {}) if graph.sampled is None else graph.sampled.read()
+            logits = None if graph.logits is None else np.array(graph.logits)
+        except Exception as error:
+            self._recover(flight, "waiting for the step", error)
+            return None
+        if batch is not None:
+            self._resolve(batch, np.array(tokens, np.int32))
+        outcome = outcome_of(flight, tokens, details, logits)
+        flight.timings.sample_us = microseconds_since(started_s)
+        return outcome
+
+    def _resolve(self, batch: Batch, tokens: np.ndarray[tuple[int], np.dtype[np.int32]]) -> None:
+        """Puts the tokens that were read in the place of their codes."""
+        self._mirrors.resolve(batch.pending, batch.codes, tokens[batch.sampled_selections])
+        for later in self.flights:
+            if later.batch is not None:
+                for overwrite in (later.batch.pending, *later.batch.overwrites):
+                    resolve_before(overwrite, batch.parity, tokens)
+
+    def _sampling(self, batch: Batch | None) -> SamplingBatch | None:
+        """The rules of the selected rows; None without any."""
+        if batch is None or not len(batch.selected_sequences):
+            return None
+        rows: list[SamplingRow | None] = [None] * len(batch.selected_sequences)
+        rules = self._mirrors.sampling
+        special = False
+        for index in batch.sampled_selections.tolist():
+            sequence = int(batch.selected_sequences[index])
+            row = rules[batch.rows[sequence]]
+            if row is not None:
+                special = True
+                rows[index] = self._at_step(row, batch, sequence)
+        if not special:
+            return SamplingBatch.greedy(len(rows))
+        return SamplingBatch.build(rows, self._vocabulary_size)
+
+    def _at_step(self, row: SamplingRow, batch: Batch, sequence: int) -> SamplingRow:
+        """Brings a sequence's sampling row up to its position."""
+        known = int(batch.known[sequence])
+        row.position = known
+        if row.sampling.penalised:
+            mirror_row = batch.rows[sequence]
+            first = int(self._mirrors.prompt_length[mirror_row])
+            generated = self._mirrors.tokens[mirror_row, first:known]
+            coded = generated < 0
+            row.generated = generated[~coded]
+            row.pending = decode_pending(generated[coded], 1 - batch.parity).tolist()
+        return row
+
+    def _spread_row_failures(self, flight: Flight, outcome: StepOutcome) -> int:
+        """Fails the later rows of a sequence that failed alone, and counts the failed rows of this step."""
+        rows = dict(outcome.decode_details)
+        decode_count = len(flight.plan.decode_handles)
+        failed = {
+            flight.plan.decode_handles[i]: row.failure for i, row in rows.items() if row.failure
+        }
+        for entry, row in zip(flight.plan.entries, outcome.entry_rows, strict=True):
+            if row.failure is not None:
+                failed[entry.handle] = row.failure
+        if self._failed:
+            self._repeat_failures(flight.plan, outcome, decode_count)
+        self._failed.update((h, f) for h, f in failed.items() if h in self._mirrors)
+        return len(failed)
+
+    def _repeat_failures(self, plan: StepPlan, outcome: StepOutcome, decode_count: int) -> None:
+        """Gives rows of sequences that failed in an earlier step the same failure."""
+        for index in range(decode_count):
+            failure = self._failed.get(plan.decode_handles[index])
+            if failure is not None:
+                outcome.decode_details[index] = SampledRow(failure=failure)
+        for index, entry in enumerate(plan.entries):
+            failure = self._failed.get(entry.handle)
+            if failure is not None:
+                outcome.entry_rows[index] = SampledRow(failure=failure)
+
+    def _fail(self, flight: Flight, failure: MlxrtError) -> None:
+        """Marks the step failed and takes back what it wrote into the mirrors."""
+        flight.failure = failure
+        if flight.batch is not None:
+            undo_batch(flight.batch, self._mirrors)
+
+    def _fail_dependent(self, later: Flight, failed: Flight) -> None:
+        """Fails a step that takes tokens or positions from one that failed."""
+        if later.failure is not None or later.batch is None or failed.batch is None:
+            return
+        if not set(later.batch.handles).isdisjoint(failed.batch.handles):
+            self._fail(later, _predecessor_failed())
+
+    def _recover(self, flight: Flight, activity: str, error: Exception) -> None:
+        """Fails the step after an error of the device, or raises where the pool is lost with it."""
+        if mx.default_device() != mx.Device(mx.cpu):
+            raise DeviceLostError(f"{activity}: {error}") from error
+        if flight.snapshot:
+            self._forward.restore(flight.snapshot)
+        try:
+            mx.eval(self._forward.pools())
+        except Exception as second:
+            raise DeviceLostError(f"{activity}: {error}; then the pool: {second}") from error
+        self._fail(flight, _execution_failed(activity, error))
+
+
+def _execution_failed(activity: str, error: Exception) -> MlxrtError:
+    failure = MlxrtError(Reason.EXECUTION_FAILED, f"{activity}: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
+
+
+def _predecessor_failed() -> MlxrtError:
+    return MlxrtError(Reason.PREDECESSOR_FAILED, "a step that this one follows failed")

@@ -1,0 +1,132 @@
+"""What a checkpoint says of itself, read without loading a weight."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxrt.models.errors import ModelError
+
+_FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_HEADER_BYTES_MAX = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of a checkpoint: safetensors' name of its type, number of elements, bytes in the file."""
+
+    dtype: str
+    element_count: int
+    file_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model folder.
+
+    Attributes:
+        config: config.json, with generation_config.json's end tokens where it names some.
+        tensors: by name, over all weight files.
+        fingerprint: SHA-256, hexadecimal, over config.json and the names and sizes of the weight files.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    fingerprint: str
+
+    @property
+    def model_type(self) -> str:
+        """The family's name as config.json has it; empty where it has none."""
+        return str(self.config.get("model_type", ""))
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text, ascending."""
+        value = self.config.get("eos_token_id")
+        if value is None:
+            return ()
+        return tuple(sorted(set(value))) if isinstance(value, list) else (int(value),)
+
+    @property
+    def max_model_length(self) -> int | None:
+        """Positions that the model was made for; None where it does not say."""
+        value = self.config.get("max_position_embeddings")
+        return None if value is None else int(value)
+
+    def weight_bytes(self, float_bytes: int | None) -> int:
+        """Bytes of the weights in memory.
+
+        Args:
+            float_bytes: width that floating-point tensors are cast to; None keeps them as they are.
+        """
+        total = 0
+        for tensor in self.tensors.values():
+            cast = float_bytes is not None and tensor.dtype in _FLOAT_BYTES
+            total += tensor.element_count * float_bytes if cast and float_bytes else tensor.file_bytes
+        return total
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Reads config.json and the headers of the weight files.
+
+    Raises:
+        ModelError: a file is missing or malformed.
+    """
+    config_bytes = _read_bytes(folder / "config.json")
+    config = _parse_object(config_bytes, folder / "config.json")
+    generation_path = folder / "generation_config.json"
+    if generation_path.is_file():
+        generation = _parse_object(_read_bytes(generation_path), generation_path)
+        if generation.get("eos_token_id") is not None:
+            config["eos_token_id"] = generation["eos_token_id"]
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise ModelError(f"{folder}: no model*.safetensors in it")
+    tensors: dict[str, Tensor] = {}
+    digest = hashlib.sha256(config_bytes)
+    for path in files:
+        digest.update(f"\n{path.name} {path.stat().st_size}".encode())
+        tensors.update(_read_header(path))
+    return Checkpoint(folder, config, tensors, digest.hexdigest())
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}") from error
+
+
+def _parse_object(content: bytes, path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise ModelError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: not a JSON object")
+    return value
+
+
+def _read_header(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file, from the JSON at its head."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(_HEADER_BYTES_MAX, path.stat().st_size):
+            raise ModelError(f"{path}: not a safetensors file")
+        header = _parse_object(file.read(length), path)
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        try:
+            begin, end = entry["data_offsets"]
+            tensors[name] = Tensor(str(entry["dtype"]), math.prod(entry["shape"]), end - begin)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{path}: malformed header at {name}") from error
+    return tensors

@@ -1,0 +1,48 @@
+"""Selects the rows that sample before the head, so that the head computes no row that nobody reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxrt.models.errors import ModelError
+
+
+class RowSelector:
+    """Stands in the place of a model's inner model and returns only the selected rows of its output.
+
+    Attributes:
+        rows: [K] int32 indices into the T rows; None for all of them.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        self._inner = inner
+        self.rows: mx.array | None = None
+
+    def __call__(self, *arguments: Any, **named: Any) -> mx.array:
+        """The inner model's output, `[T, 1, hidden]`, of the selected rows: `[K, 1, hidden]`."""
+        hidden: mx.array = self._inner(*arguments, **named)
+        return hidden if self.rows is None else hidden[self.rows]
+
+    def without_head(self, tokens: mx.array, cache: Any) -> None:
+        """Builds the inner model alone, for its writes to `cache`."""
+        self._inner(tokens, cache)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def install_row_selector(model: nn.Module) -> RowSelector:
+    """Puts a selector in the place of `model.model`; `Model.__call__` does its own head on what it returns.
+
+    Raises:
+        ModelError: the model has no inner model of that name.
+    """
+    inner = getattr(model, "model", None)
+    if not isinstance(inner, nn.Module):
+        raise ModelError(f"{type(model).__module__}: the model has no inner model to select rows of")
+    selector = RowSelector(inner)
+    model.model = selector
+    return selector
