@@ -25,25 +25,21 @@ class Drawn:
     kept: mx.array
 
 
-def draw(adjusted: mx.array, finite: mx.array, draws: Draws) -> Drawn:
+def draw(adjusted: mx.array, draws: Draws) -> Drawn:
     """Draws one token for each row of `draws` from the logits after rules 1 and 2.
+
+    A row with NaN or plus infinity gives token 0: none of its weights is positive.
 
     Args:
         adjusted: [S, V] any float dtype.
-        finite: [S] bool; a row that is not is drawn from as if all its logits were equal.
         draws: the R rows and their rules.
     """
-    if draws.rows is None:
-        count = draws.uniform.shape[0]
-        logits, usable = adjusted[:count], finite[:count]
-    else:
-        logits, usable = adjusted[draws.rows], finite[draws.rows]
+    count = draws.uniform.shape[0]
+    logits = adjusted[:count] if draws.rows is None else adjusted[draws.rows]
     logits = logits.astype(mx.float32)
     # Later rules look at differences alone; with the largest logit at 0 no temperature overflows
     # them.
-    shifted = logits - mx.max(logits, axis=-1, keepdims=True)
-    # NaN has no order: no sort may see it.
-    scaled = mx.where(usable[:, None], shifted, 0.0)
+    scaled = logits - mx.max(logits, axis=-1, keepdims=True)
     if draws.temperature is not None:
         scaled = scaled / draws.temperature
     least = thresholds(scaled, draws)

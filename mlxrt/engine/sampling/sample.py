@@ -36,7 +36,7 @@ def sample(
     largest = mx.max(logits, axis=-1)
     finite = mx.logical_and(largest < mx.inf, mx.min(logits, axis=-1) > -mx.inf)
     adjusted = adjust(logits, batch, pending_tokens)
-    drawn = None if batch.draws is None else draw(adjusted, finite, batch.draws)
+    drawn = None if batch.draws is None else draw(adjusted, batch.draws)
     tokens = _tokens(adjusted, drawn, batch)
     return Sampled(batch.count, tokens, finite, _logprobs(logits, adjusted, drawn, tokens, batch))
 

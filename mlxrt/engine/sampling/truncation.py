@@ -43,10 +43,13 @@ def _group_threshold(scaled: mx.array, least: mx.array | None, group: Truncation
         least = descending[:, -1:]
     if group.top_p is None:
         return least
-    # Tokens that tie with the last of a short head lie outside it, but in the sum: so the sum is
-    # over the whole row.
-    total = mx.sum(mx.where(scaled >= least, mx.exp(scaled), 0.0), axis=-1, keepdims=True)
-    head = mx.where(descending >= least, mx.exp(descending), 0.0)
-    last = first_reaching(head, group.top_p, inclusive=True, total=total)
+    weights = mx.where(descending >= least, mx.exp(descending), 0.0)
+    total = None
+    if group.depth < scaled.shape[-1]:
+        # Tokens that tie with the last of the head lie outside it, but count in the sum.
+        total = mx.sum(mx.where(scaled >= least, mx.exp(scaled), 0.0), axis=-1, keepdims=True)
+    last = first_reaching(weights, group.top_p, inclusive=True, total=total)
     reached = mx.take_along_axis(descending, last, axis=-1)
+    # The bound of rules 4 and 5 holds where rounding let the sum run on past it; and with top-p 1 the
+    # sum may reach the total too early.
     return mx.where(group.top_p < 1.0, mx.maximum(least, reached), least)

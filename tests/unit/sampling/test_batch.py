@@ -108,6 +108,21 @@ def test_a_row_of_nan_alone_gives_a_token_of_the_vocabulary(run: Any) -> None:
     assert all(0 <= token < VOCABULARY for token in tokens)
 
 
+def test_arrays_have_the_rows_of_the_logits() -> None:
+    rows = [SamplingRow(Sampling(temperature=1.0)), SamplingRow(Sampling(temperature=1.0))]
+    for batch in (SamplingBatch.greedy(2), SamplingBatch.build(rows, 8)):
+        sampled = sample(mx.zeros((5, 8)), batch)
+        assert (sampled.tokens.shape, sampled.finite.shape) == ((5,), (5,))
+        assert (sampled.tokens.dtype, sampled.finite.dtype) == (mx.int32, mx.bool_)
+
+
+def test_no_temperature_is_below_the_normal_numbers() -> None:
+    """Some devices flush smaller ones to zero."""
+    batch = SamplingBatch.build([SamplingRow(Sampling(temperature=1e-45))], 8)
+    assert batch.draws is not None and batch.draws.temperature is not None
+    assert batch.draws.temperature.item() >= 2.0**-126
+
+
 @pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-6])
 @pytest.mark.parametrize("rules", [{}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.5}])
 def test_tiny_temperature_is_greedy(run: Any, temperature: float, rules: dict[str, Any]) -> None:

@@ -71,6 +71,18 @@ def test_top_p_of_one_is_off_whatever_rounds(run: Any) -> None:
     assert _kept(run, [0.0, -60.0, -87.0], top_p=1.0, top_k=2) == {0, 1}
 
 
+def test_top_p_of_one_is_off_beside_a_row_where_it_is_not(run: Any) -> None:
+    """In float32 the first token's probability is 1 already, but the others are kept."""
+    asked = {"temperature": 1.0, "top_logprobs": 3, "processed_logprobs": True}
+    rows = [
+        SamplingRow(Sampling(**asked, top_k=2)),
+        SamplingRow(Sampling(**asked, top_k=2, top_p=0.5)),
+    ]
+    _, details = run(np.array([[0.0, -60.0, -87.0]] * 2, np.float32), rows)
+    kept = [sum(p > -math.inf for _, p in details[k].top) for k in (0, 1)]
+    assert kept == [2, 1]
+
+
 def test_top_p_ties_outside_a_short_top_k_head(run: Any) -> None:
     """Top-k 2 of four equal logits keeps all four, and top-p works on all four."""
     logits = [0.0] * 4 + [-3.0] * 2000
@@ -110,6 +122,16 @@ def test_draw_boundaries_are_exclusive(run: Any, reference: Any) -> None:
     tokens, _ = run(np.zeros((3000, 256), np.float32), rows)
     assert tokens == [int(256 * reference.uniform(9, position)) for position in range(3000)]
     assert len(set(tokens)) == 256
+
+
+def test_a_sum_equal_to_the_random_number_is_passed_over(run: Any) -> None:
+    """With u = k / 256 exactly, the sums up to k - 1 equal u and the token is k."""
+    u = uniform(np.arange(1 << 21, dtype=np.uint64), np.zeros(1 << 21, np.int64))
+    seeds = np.flatnonzero((u * 256) % 1 == 0)
+    assert len(seeds) > 10
+    rows = [SamplingRow(Sampling(temperature=1.0), int(seed), 0) for seed in seeds]
+    tokens, _ = run(np.zeros((len(rows), 256), np.float32), rows)
+    assert tokens == (u[seeds] * 256).astype(int).tolist()
 
 
 def _seed_of_extreme(position: int, largest: bool) -> tuple[int, float]:
