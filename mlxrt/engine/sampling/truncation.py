@@ -50,6 +50,6 @@ def _group_threshold(scaled: mx.array, least: mx.array | None, group: Truncation
         total = mx.sum(mx.where(scaled >= least, mx.exp(scaled), 0.0), axis=-1, keepdims=True)
     last = first_reaching(weights, group.top_p, inclusive=True, total=total)
     reached = mx.take_along_axis(descending, last, axis=-1)
-    # The bound of rules 4 and 5 holds where rounding let the sum run on past it; and with top-p 1 the
-    # sum may reach the total too early.
+    # The bound of rules 4 and 5 holds where rounding let the sum run on past it; and with top-p 1
+    # the sum may reach the total too early.
     return mx.where(group.top_p < 1.0, mx.maximum(least, reached), least)
