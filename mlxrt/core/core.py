@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from mlxrt.core import block_calls, session_calls, step_calls
 from mlxrt.core.answers import (
     Accepted,
     ClosedSession,
@@ -15,7 +16,11 @@ from mlxrt.core.answers import (
     SessionRef,
     SessionSnapshot,
 )
+from mlxrt.core.digest import digest
+from mlxrt.core.integrity import check_integrity
 from mlxrt.core.model import Limits, ModelFacts
+from mlxrt.core.session import Session
+from mlxrt.core.state import State
 from mlxrt.core.step import StepInput, StepOutcome, StepPlan, StepReply
 
 
@@ -32,7 +37,7 @@ class Core:
 
     def __init__(self, facts: ModelFacts, limits: Limits) -> None:
         """Starts with no session and every block free."""
-        raise NotImplementedError
+        self._state = State(facts, limits)
 
     # ---- sessions ----
 
@@ -53,7 +58,15 @@ class Core:
         Raises:
             MlxrtError: FIELD_INVALID, LIMIT_EXCEEDED (ttl), REQUEST_MISMATCH, TOO_MANY_SESSIONS.
         """
-        raise NotImplementedError
+        return session_calls.open_session(
+            self._state,
+            request_id,
+            ttl_ms,
+            client_name,
+            session_id=session_id,
+            session_seed=session_seed,
+            now_ms=now_ms,
+        )
 
     def renew(self, ref: SessionRef, now_ms: int) -> int:
         """Renews the lease and answers the milliseconds until it ends.
@@ -61,7 +74,9 @@ class Core:
         Raises:
             MlxrtError: SESSION_UNKNOWN, EPOCH_STALE; so does every method that takes a SessionRef.
         """
-        raise NotImplementedError
+        session = self._session(ref)
+        session.renew(now_ms)
+        return session.lease_ttl_ms
 
     def resume(self, ref: SessionRef, request_id: str, now_ms: int) -> ResumedSession:
         """Takes the session over: epoch + 1; steps in flight are discarded now and answered EPOCH_STALE by finish.
@@ -69,28 +84,35 @@ class Core:
         Raises:
             MlxrtError: REQUEST_MISMATCH.
         """
-        raise NotImplementedError
+        return session_calls.resume(self._state, ref, request_id, now_ms)
 
     def get_session(
         self, ref: SessionRef, now_ms: int, *, include_tables: bool, include_tokens: bool
     ) -> SessionSnapshot:
         """Answers what the session holds."""
-        raise NotImplementedError
+        session = self._session(ref)
+        session.renew(now_ms)
+        return session_calls.snapshot(
+            session, include_tables=include_tables, include_tokens=include_tokens
+        )
 
     def close_session(self, ref: SessionRef, now_ms: int) -> ClosedSession:
         """Closes the session and frees what it holds; blocks that a step in flight may touch are free once it has ended."""
-        raise NotImplementedError
+        del now_ms
+        session = self._session(ref)
+        self._state.counters.sessions_closed += 1
+        return session_calls.end_session(self._state, session, "close")
 
     def expire(self, now_ms: int) -> list[ClosedSession]:
         """Ends every session whose lease has run out and that has no step in flight.
 
         A session whose lease has run out lives until this is called: a call that comes first renews it.
         """
-        raise NotImplementedError
+        return session_calls.expire(self._state, now_ms)
 
     def next_expiry_ms(self) -> int | None:
         """When expire has something to do at the earliest; None while nothing can expire."""
-        raise NotImplementedError
+        return session_calls.next_expiry_ms(self._state)
 
     # ---- blocks and sequences outside a step ----
 
@@ -102,7 +124,10 @@ class Core:
         Raises:
             MlxrtError: FIELD_INVALID, REQUEST_MISMATCH, NO_FREE_BLOCKS.
         """
-        raise NotImplementedError
+        session = self._session(ref)
+        answer = block_calls.allocate(self._state, session, request_id, counts)
+        session.renew(now_ms)
+        return answer
 
     def free_blocks(
         self, ref: SessionRef, request_id: str, blocks: Mapping[int, Sequence[int]], now_ms: int
@@ -112,7 +137,10 @@ class Core:
         Raises:
             MlxrtError: FIELD_INVALID, REQUEST_MISMATCH, BLOCK_NOT_LEASED, BLOCK_IN_USE.
         """
-        raise NotImplementedError
+        session = self._session(ref)
+        answer = block_calls.free(self._state, session, request_id, blocks)
+        session.renew(now_ms)
+        return answer
 
     def free_sequences(
         self,
@@ -128,7 +156,12 @@ class Core:
         Raises:
             MlxrtError: FIELD_INVALID, REQUEST_MISMATCH, SEQUENCE_UNKNOWN.
         """
-        raise NotImplementedError
+        session = self._session(ref)
+        answer = block_calls.free_sequences(
+            self._state, session, request_id, sequence_ids, free_blocks=free_blocks
+        )
+        session.renew(now_ms)
+        return answer
 
     # ---- steps ----
 
@@ -143,14 +176,18 @@ class Core:
         Raises:
             MlxrtError: as ExecutionService.Step lists them.
         """
-        raise NotImplementedError
+        session = self._state.session(session_id, epoch)
+        answer = step_calls.take(self._state, session, step)
+        session.renew(now_ms)
+        return answer
 
     def next_plan(self, now_ms: int) -> StepPlan | None:
         """Hands out the next accepted step, one per session in turn; None where there is none.
 
         Sequences released outside a step are in `retired` of the next plan handed out, whose ever it is.
         """
-        raise NotImplementedError
+        del now_ms
+        return step_calls.hand_out(self._state)
 
     def finish(self, outcome: StepOutcome, now_ms: int) -> list[tuple[int, StepReply]]:
         """Commits or discards the step and answers its reply.
@@ -158,30 +195,33 @@ class Core:
         Outcomes come in the order of the plans. Every ticket is answered once, by its own outcome: a failed step discards
         those behind it at once, but they (handed out or not) are answered PREDECESSOR_FAILED when their outcomes come.
         """
-        raise NotImplementedError
+        return step_calls.settle(self._state, outcome, now_ms)
 
     # ---- what others may ask ----
 
+    def _session(self, ref: SessionRef) -> Session:
+        return self._state.session(ref.session_id, ref.epoch)
+
     def free_blocks_by_group(self) -> tuple[int, ...]:
         """Blocks that can be leased now, by group."""
-        raise NotImplementedError
+        return self._state.pool.free_counts()
 
     def session_count(self) -> int:
         """Open sessions."""
-        raise NotImplementedError
+        return len(self._state.sessions)
 
     def inflight_count(self) -> int:
         """Accepted steps without an outcome, over all sessions."""
-        raise NotImplementedError
+        return len(self._state.tickets)
 
     def queued_count(self) -> int:
         """Accepted steps that next_plan has not handed out."""
-        raise NotImplementedError
+        return len(self._state.tickets) - len(self._state.handed_out)
 
     @property
     def counters(self) -> Counters:
         """What happened since the start. Read only."""
-        raise NotImplementedError
+        return self._state.counters
 
     def check_integrity(self) -> None:
         """Proves the invariants over the whole state; slow.
@@ -189,8 +229,8 @@ class Core:
         Raises:
             AssertionError: the state is broken; nothing may commit any more.
         """
-        raise NotImplementedError
+        check_integrity(self._state)
 
     def digest(self) -> bytes:
         """Hash of the whole state: equal before and after every refused call."""
-        raise NotImplementedError
+        return digest(self._state)

@@ -1,0 +1,116 @@
+"""Commit: positions, tokens and the reply of a step that ran."""
+
+from __future__ import annotations
+
+import math
+from array import array
+
+from mlxrt.core.bounds import Bounds
+from mlxrt.core.discard import fail_sequence
+from mlxrt.core.sequence import Sequence
+from mlxrt.core.step import FAILED_TOKEN, ItemReply, SampledRow, StepOutcome, StepReply
+from mlxrt.core.ticket import ItemRun, Ticket
+from mlxrt.errors import MlxrtError, Reason
+
+
+def malformed(ticket: Ticket, outcome: StepOutcome) -> MlxrtError | None:
+    """Why an outcome does not answer its plan, or None."""
+    plan = ticket.plan
+    if len(outcome.decode_tokens) != len(plan.decode_handles):
+        return MlxrtError(Reason.INTERNAL_DEFECT, "the engine answered another number of decodes")
+    if len(outcome.entry_rows) != len(plan.entries):
+        return MlxrtError(Reason.INTERNAL_DEFECT, "the engine answered another number of entries")
+    for entry, row in zip(plan.entries, outcome.entry_rows, strict=True):
+        if entry.sample and row.token is None and row.failure is None:
+            return MlxrtError(Reason.INTERNAL_DEFECT, "the engine sampled no token where it should")
+    return None
+
+
+def commit(ticket: Ticket, outcome: StepOutcome, bounds: Bounds) -> StepReply:
+    """Advances every sequence of the step and answers the reply, its `free_blocks` still empty."""
+    reply = StepReply(
+        ticket.step_number,
+        token_ids=outcome.decode_tokens,
+        timings=outcome.timings,
+        bucket_row_count=outcome.bucket_row_count,
+    )
+    if ticket.irregular or outcome.decode_details:
+        _commit_each(ticket, outcome, reply, bounds)
+    else:
+        for sequence, token in zip(ticket.decode_sequences, outcome.decode_tokens, strict=True):
+            sequence.committed += 1
+            sequence.tokens.append(token)
+    for run in ticket.items:
+        reply.items.append(_commit_item(ticket, run, outcome, bounds))
+    return reply
+
+
+def _commit_each(ticket: Ticket, outcome: StepOutcome, reply: StepReply, bounds: Bounds) -> None:
+    """The decodes, one by one: some failed, moved elsewhere, or have more than a token to say."""
+    tokens: list[int] = []
+    logprobs: list[float] = []
+    asked = False
+    planned = 0
+    for index, sequence in enumerate(ticket.decode_sequences):
+        asked = asked or sequence.sampling.top_logprobs is not None
+        row = SampledRow(failure=sequence.failure)
+        if index not in ticket.absent:
+            row = _row_of(
+                sequence, outcome.decode_details.get(planned), outcome.decode_tokens[planned]
+            )
+            planned += 1
+        if row.failure is not None:
+            if sequence.failure is None:
+                fail_sequence(sequence, row.failure, ticket, bounds)
+            tokens.append(FAILED_TOKEN)
+            reply.details.append(_failed(sequence))
+        else:
+            assert row.token is not None
+            sequence.tokens.append(row.token)
+            if sequence not in ticket.superseded:
+                sequence.committed = ticket.decode_starts[index] + 1
+            tokens.append(row.token)
+            if row.top or row.logits is not None:
+                position = ticket.decode_starts[index] + 1
+                reply.details.append(ItemReply(sequence.sequence_id, position, row))
+        logprobs.append(math.nan if row.logprob is None else row.logprob)
+    reply.token_ids = tokens
+    if asked:
+        reply.logprobs = logprobs
+
+
+def _row_of(sequence: Sequence, detail: SampledRow | None, token: int) -> SampledRow:
+    if sequence.failure is not None:
+        return SampledRow(failure=sequence.failure)
+    if detail is None:
+        return SampledRow(token=token)
+    if detail.failure is None and detail.token is None:
+        detail.token = token
+    return detail
+
+
+def _commit_item(ticket: Ticket, run: ItemRun, outcome: StepOutcome, bounds: Bounds) -> ItemReply:
+    sequence = run.sequence
+    if sequence.failure is not None:
+        return _failed(sequence)
+    if run.entry_index is None:
+        return ItemReply(sequence.sequence_id, run.position, SampledRow())
+    row = outcome.entry_rows[run.entry_index]
+    if row.failure is not None:
+        fail_sequence(sequence, row.failure, ticket, bounds)
+        return _failed(sequence)
+    if run.token_ids is not None:
+        del sequence.tokens[run.start :]
+        sequence.tokens.extend(array("I", run.token_ids))
+        sequence.committed_given = True
+    if run.sample:
+        assert row.token is not None
+        sequence.tokens.append(row.token)
+        sequence.committed_given = True
+    if sequence not in ticket.superseded:
+        sequence.committed = run.position
+    return ItemReply(sequence.sequence_id, run.position, row)
+
+
+def _failed(sequence: Sequence) -> ItemReply:
+    return ItemReply(sequence.sequence_id, sequence.committed, SampledRow(failure=sequence.failure))

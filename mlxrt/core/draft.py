@@ -1,0 +1,109 @@
+"""A step while it is validated: what it would change, beside a state that it has not touched yet."""
+
+from __future__ import annotations
+
+from mlxrt.core.block import Block, Table
+from mlxrt.core.sequence import Sequence
+from mlxrt.core.session import Session
+from mlxrt.core.ticket import ItemRun
+
+
+class TableChange:
+    """New tables of one sequence, and how to tell the engine.
+
+    Attributes:
+        updates: `(group, first index, block ids, length)`, to be made in order.
+        replaced: the sequence stands at 0 afterwards.
+        pierced: entries became holes, so what was verified may not hold.
+    """
+
+    __slots__ = ("pierced", "replaced", "tables", "updates")
+
+    def __init__(self, tables: list[Table]) -> None:
+        """No change yet; `tables` are the caller's own copies."""
+        self.tables = tables
+        self.updates: list[tuple[int, int, list[int], int]] = []
+        self.replaced = False
+        self.pierced = False
+
+
+class Draft:
+    """The changes of one step, in the order in which they would be made.
+
+    Attributes:
+        released: by id, sequences that go.
+        registered: by id, sequences that come; not yet in the session, without a handle.
+        refs: by block, how its number of table entries changes.
+        changes: by sequence, its new tables.
+        copies: `(source, destination)`; `copied[destination]` is how far it is then filled.
+        decodes: one per decode id; `checked_decodes` are the indices that did not take the plain path.
+        items: one per item.
+        writes: `(sequence, block, lowest offset, end offset)` of all rows but plain decodes.
+        distrust: the step touches blocks on which other sequences' plain path or verified range may rest.
+    """
+
+    __slots__ = (
+        "changes",
+        "checked_decodes",
+        "copied",
+        "copies",
+        "decodes",
+        "distrust",
+        "items",
+        "refs",
+        "registered",
+        "released",
+        "session",
+        "writes",
+    )
+
+    def __init__(self, session: Session) -> None:
+        """A step that changes nothing."""
+        self.session = session
+        self.released: dict[int, Sequence] = {}
+        self.registered: dict[int, Sequence] = {}
+        self.refs: dict[Block, int] = {}
+        self.changes: dict[Sequence, TableChange] = {}
+        self.copies: list[tuple[Block, Block]] = []
+        self.copied: dict[Block, int] = {}
+        self.decodes: list[Sequence] = []
+        self.checked_decodes: set[int] = set()
+        self.items: list[ItemRun] = []
+        self.writes: list[tuple[Sequence, Block, int, int]] = []
+        self.distrust = False
+
+    def sequence(self, sequence_id: int) -> Sequence | None:
+        """The sequence that has this id after releases and registrations."""
+        found = self.registered.get(sequence_id)
+        if found is None and sequence_id not in self.released:
+            found = self.session.sequences.get(sequence_id)
+        return found
+
+    def tables(self, sequence: Sequence) -> list[Table]:
+        """Its tables after the step's changes."""
+        change = self.changes.get(sequence)
+        return sequence.tables if change is None else change.tables
+
+    def ref_count(self, block: Block) -> int:
+        """Table entries that name the block after the step's changes."""
+        return block.refs + self.refs.get(block, 0)
+
+    def filled(self, block: Block) -> int:
+        """Leading positions that are computed when the step's rows begin."""
+        return self.copied.get(block, block.filled)
+
+    def add_refs(self, table: Table) -> None:
+        """Counts entries that come."""
+        refs = self.refs
+        for block in table:
+            if block is not None:
+                refs[block] = refs.get(block, 0) + 1
+                if block.is_tail:
+                    self.distrust = True
+
+    def drop_refs(self, table: Table) -> None:
+        """Takes entries that go off the counts."""
+        refs = self.refs
+        for block in table:
+            if block is not None:
+                refs[block] = refs.get(block, 0) - 1

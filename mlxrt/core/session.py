@@ -1,0 +1,85 @@
+"""One open session."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from mlxrt.core.block import Block, Table
+from mlxrt.core.replies import ReplyStore
+from mlxrt.core.requests import RequestStore
+from mlxrt.core.sequence import Sequence
+from mlxrt.core.ticket import Ticket
+
+_REQUESTS_KEPT = 64
+
+
+class Session:
+    """What a scheduler holds.
+
+    Attributes:
+        blocks: by group, the leased blocks by id.
+        inflight: accepted steps without an outcome, oldest first.
+        queue: those of them that were not handed out.
+        unregistered: sequences that the engine does not know under their present handle; the next step registers them.
+        next_step_number: one more than the last accepted.
+    """
+
+    __slots__ = (
+        "blocks",
+        "client_name",
+        "epoch",
+        "expiry_ms",
+        "inflight",
+        "lease_ttl_ms",
+        "next_step_number",
+        "queue",
+        "replies",
+        "requests",
+        "seed",
+        "sequences",
+        "session_id",
+        "unregistered",
+    )
+
+    def __init__(
+        self,
+        session_id: str,
+        seed: int,
+        client_name: str,
+        lease_ttl_ms: int,
+        now_ms: int,
+        *,
+        group_count: int,
+        stored_replies: int,
+    ) -> None:
+        """A session under epoch 1 that holds nothing."""
+        self.session_id = session_id
+        self.seed = seed
+        self.client_name = client_name
+        self.lease_ttl_ms = lease_ttl_ms
+        self.expiry_ms = now_ms + lease_ttl_ms
+        self.epoch = 1
+        self.next_step_number = 1
+        self.sequences: dict[int, Sequence] = {}
+        self.blocks: list[dict[int, Block]] = [{} for _ in range(group_count)]
+        self.inflight: deque[Ticket] = deque()
+        self.queue: deque[Ticket] = deque()
+        self.unregistered: dict[Sequence, None] = {}
+        self.replies = ReplyStore(stored_replies)
+        self.requests = RequestStore(_REQUESTS_KEPT)
+
+    def renew(self, now_ms: int) -> None:
+        """Starts the lease anew."""
+        self.expiry_ms = now_ms + self.lease_ttl_ms
+
+    def unname(self, tables: list[Table]) -> None:
+        """Takes the entries of tables that are gone off the counts."""
+        for table in tables:
+            for block in table:
+                if block is not None:
+                    block.refs -= 1
+
+    def distrust_all(self) -> None:
+        """Makes every sequence prove its next reads and writes anew."""
+        for sequence in self.sequences.values():
+            sequence.distrust()

@@ -1,0 +1,151 @@
+"""One accepted step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Row
+from typing import TYPE_CHECKING
+
+from mlxrt.core.block import Block
+from mlxrt.core.sequence import Sequence
+from mlxrt.core.step import StepPlan
+from mlxrt.errors import MlxrtError
+
+if TYPE_CHECKING:
+    from mlxrt.core.session import Session
+
+
+class Write:
+    """Rows of a sequence in one block, at offsets `lowest` to `end - 1`; `filled` is what the block had before."""
+
+    __slots__ = ("block", "end", "filled", "lowest", "sequence")
+
+    def __init__(self, sequence: Sequence, block: Block, lowest: int, end: int) -> None:
+        """Rows that make() will count."""
+        self.sequence = sequence
+        self.block = block
+        self.lowest = lowest
+        self.end = end
+        self.filled = 0
+
+    def make(self) -> None:
+        """Counts the rows; those of a failed sequence compute nothing and may have spoilt what they wrote."""
+        block = self.block
+        self.filled = block.filled
+        if self.sequence.failure is not None:
+            block.filled = min(block.filled, self.lowest)
+        elif block.filled >= self.lowest:
+            block.filled = max(block.filled, self.end)
+
+
+class Copy:
+    """One block copy; `filled` is what the destination had before."""
+
+    __slots__ = ("destination", "filled", "source")
+
+    def __init__(self, source: Block, destination: Block) -> None:
+        """A copy that make_copies will count."""
+        self.source = source
+        self.destination = destination
+        self.filled = 0
+
+
+class ItemRun:
+    """One item of an accepted step.
+
+    Attributes:
+        start, count: its rows.
+        token_ids: explicit tokens; None where the rows take others.
+        position: where the sequence stands after the item.
+        entry_index: index into the plan's entries; None without rows or while the sequence has failed.
+    """
+
+    __slots__ = (
+        "count",
+        "entry_index",
+        "position",
+        "return_logits",
+        "sample",
+        "sequence",
+        "start",
+        "token_ids",
+    )
+
+    def __init__(self, sequence: Sequence) -> None:
+        """An item without rows."""
+        self.sequence = sequence
+        self.start = 0
+        self.count = 0
+        self.token_ids: Row[int] | None = None
+        self.sample = False
+        self.return_logits = False
+        self.position = 0
+        self.entry_index: int | None = None
+
+
+class Ticket:
+    """A step between acceptance and its outcome.
+
+    Attributes:
+        decode_sequences, decode_starts, decode_tails: parallel, one per decode id; the tails are empty where `writes`
+            has the blocks instead, or the sequence had failed.
+        absent: indices into decode_sequences that the plan leaves out, because the sequence failed first.
+        writes, copies: what to undo when the step is discarded; in the order made.
+        superseded: sequences whose tables a later step replaced: this step no longer moves their position.
+        irregular: set where commit must look at each decode alone.
+        failed_count: sequences that failed in it.
+        doomed: why the step will not commit; None while it may.
+        handed_out: next_plan has given it away.
+        quarantine: blocks, `(group, id)`, that were freed while this was the session's last accepted step.
+        retired_after: handles released outside a step while this was the last one in the session's queue.
+    """
+
+    __slots__ = (
+        "absent",
+        "copies",
+        "decode_sequences",
+        "decode_starts",
+        "decode_tails",
+        "digest",
+        "doomed",
+        "epoch",
+        "failed_count",
+        "handed_out",
+        "irregular",
+        "items",
+        "number",
+        "plan",
+        "quarantine",
+        "retired_after",
+        "session",
+        "step_number",
+        "superseded",
+        "writes",
+    )
+
+    def __init__(self, number: int, session: Session, step_number: int, digest: bytes) -> None:
+        """A step with nothing in it."""
+        self.number = number
+        self.session = session
+        self.epoch = session.epoch
+        self.step_number = step_number
+        self.digest = digest
+        self.plan = StepPlan(number)
+        self.decode_sequences: list[Sequence] = []
+        self.decode_starts: list[int] = []
+        self.decode_tails: list[tuple[Block, ...]] = []
+        self.absent: set[int] = set()
+        self.items: list[ItemRun] = []
+        self.writes: list[Write] = []
+        self.copies: list[Copy] = []
+        self.superseded: set[Sequence] = set()
+        self.irregular = False
+        self.failed_count = 0
+        self.doomed: MlxrtError | None = None
+        self.handed_out = False
+        self.quarantine: list[tuple[int, int]] = []
+        self.retired_after: list[int] = []
+
+    @property
+    def may_have_run(self) -> bool:
+        """Whether the engine may have written to blocks for it, now or later."""
+        return self.handed_out and not self.plan.cancelled
