@@ -1,7 +1,8 @@
-"""The one settings tree of the server: explicit values, then `MLXRT_` environment variables, then a TOML file, then defaults.
+"""The one settings tree of the server: explicit values, then `MLXRT_` environment variables, then
+a TOML file, then defaults.
 
-Nested settings have a double underscore in the environment (`MLXRT_LIMITS__MAX_STEP_ROWS`) and a table in TOML
-(`[limits]`). A key that nobody knows is an error in each of the sources.
+Nested settings have a double underscore in the environment (`MLXRT_LIMITS__MAX_STEP_ROWS`) and a
+table in TOML (`[limits]`). A key that nobody knows is an error in each of the sources.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import fields as dataclass_fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,7 +35,8 @@ class ConfigError(ValueError):
 
 
 def _checked_address(address: str) -> str:
-    """The address in gRPC's form; raises ValueError where it is neither loopback nor a unix socket."""
+    """The address in gRPC's form; raises ValueError where it is neither loopback nor a unix
+    socket."""
     if address.startswith("unix:"):
         path = address.removeprefix("unix://").removeprefix("unix:")
         if not path or "\0" in path or len(os.fsencode(path)) > UNIX_PATH_BYTES_MAX:
@@ -41,7 +44,9 @@ def _checked_address(address: str) -> str:
         return f"unix:{path}"
     host, _, port = address.rpartition(":")
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"{address!r} is neither unix:PATH nor HOST:PORT with a port of 0 to 65535")
+        raise ValueError(
+            f"{address!r} is neither unix:PATH nor HOST:PORT with a port of 0 to 65535"
+        )
     if host == "localhost":
         host = "127.0.0.1"
     octets = host.split(".")
@@ -50,7 +55,8 @@ def _checked_address(address: str) -> str:
     )  # fmt: skip
     if not loopback4 and host != "[::1]":
         raise ValueError(
-            f"{address!r} can be reached from other machines, which needs TLS, and mlxrt has none yet: "
+            f"{address!r} can be reached from other machines, which needs TLS, and mlxrt has none "
+            "yet: "
             "use unix:PATH or a loopback address (127.0.0.0/8, [::1])"
         )
     return f"{host}:{int(port)}"
@@ -58,35 +64,57 @@ def _checked_address(address: str) -> str:
 
 def _ascending(buckets: tuple[int, ...]) -> tuple[int, ...]:
     """The buckets; raises ValueError unless they are positive and ascend."""
-    if any(b < 1 for b in buckets) or any(a >= b for a, b in zip(buckets, buckets[1:], strict=False)):
+    if any(b < 1 for b in buckets) or any(a >= b for a, b in pairwise(buckets)):
         raise ValueError("row buckets are positive and ascend")
     return buckets
 
 
 class LimitSettings(BaseModel):
-    """The declared limits; each is enforced at its value. `mlxrt.v1.Limits` defines what each counts."""
+    """The declared limits; each is enforced at its value. `mlxrt.v1.Limits` defines what each
+    counts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_inflight_steps: int = Field(2, ge=2, le=64, description="Steps of one session in flight. 2 to 64.")
-    max_step_rows: int = Field(2048, ge=1, le=1 << 20, description="Rows of one step. 1 to 1048576.")
-    max_step_sequences: int = Field(256, ge=1, le=1 << 16, description="Sequences of one step. 1 to 65536.")
-    max_step_copies: int = Field(1024, ge=0, le=1 << 20, description="Block copies of one step. 0 to 1048576.")
-    max_logits_rows: int = Field(16, ge=0, le=4096, description="Rows of one step that answer logits. 0 to 4096.")
-    max_sequences: int = Field(1024, ge=1, le=1 << 20, description="Sequences of one session. 1 to 1048576.")
+    max_inflight_steps: int = Field(
+        2, ge=2, le=64, description="Steps of one session in flight. 2 to 64."
+    )
+    max_step_rows: int = Field(
+        2048, ge=1, le=1 << 20, description="Rows of one step. 1 to 1048576."
+    )
+    max_step_sequences: int = Field(
+        256, ge=1, le=1 << 16, description="Sequences of one step. 1 to 65536."
+    )
+    max_step_copies: int = Field(
+        1024, ge=0, le=1 << 20, description="Block copies of one step. 0 to 1048576."
+    )
+    max_logits_rows: int = Field(
+        16, ge=0, le=4096, description="Rows of one step that answer logits. 0 to 4096."
+    )
+    max_sequences: int = Field(
+        1024, ge=1, le=1 << 20, description="Sequences of one session. 1 to 1048576."
+    )
     max_model_length: int = Field(
         4096, ge=1, le=1 << 24,
-        description="Positions of one sequence, 1 to 16777216; the model's own length, where shorter, wins.",
+        description="Positions of one sequence, 1 to 16777216; the model's own length wins where "
+        "it is shorter.",
     )  # fmt: skip
     max_sessions: int = Field(16, ge=1, le=4096, description="Open sessions. 1 to 4096.")
     max_message_bytes: int = Field(
         16 << 20, ge=1 << 16, le=(1 << 31) - 1,
         description="Bytes of one message, both directions. 65536 to 2147483647.",
     )  # fmt: skip
-    max_logit_bias: int = Field(1024, ge=0, le=1 << 20, description="Logit biases of one sequence. 0 to 1048576.")
-    max_top_logprobs: int = Field(64, ge=0, le=4096, description="Alternatives per logprob. 0 to 4096.")
-    min_lease_ttl_ms: int = Field(1_000, ge=1, le=86_400_000, description="Shortest lease, ms. 1 to 86400000.")
-    max_lease_ttl_ms: int = Field(600_000, ge=1, le=86_400_000, description="Longest lease, ms. 1 to 86400000.")
+    max_logit_bias: int = Field(
+        1024, ge=0, le=1 << 20, description="Logit biases of one sequence. 0 to 1048576."
+    )
+    max_top_logprobs: int = Field(
+        64, ge=0, le=4096, description="Alternatives per logprob. 0 to 4096."
+    )
+    min_lease_ttl_ms: int = Field(
+        1_000, ge=1, le=86_400_000, description="Shortest lease, ms. 1 to 86400000."
+    )
+    max_lease_ttl_ms: int = Field(
+        600_000, ge=1, le=86_400_000, description="Longest lease, ms. 1 to 86400000."
+    )
     default_lease_ttl_ms: int = Field(
         30_000, ge=1, le=86_400_000,
         description="Lease of a session that names none, ms; between the shortest and the longest.",
@@ -95,7 +123,9 @@ class LimitSettings(BaseModel):
     @model_validator(mode="after")
     def _leases_ordered(self) -> LimitSettings:
         if not self.min_lease_ttl_ms <= self.default_lease_ttl_ms <= self.max_lease_ttl_ms:
-            raise ValueError("leases need min_lease_ttl_ms <= default_lease_ttl_ms <= max_lease_ttl_ms")
+            raise ValueError(
+                "leases need min_lease_ttl_ms <= default_lease_ttl_ms <= max_lease_ttl_ms"
+            )
         return self
 
     def to_limits(self) -> Limits:
@@ -109,12 +139,16 @@ class FakeSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     vocabulary_size: int = Field(4096, ge=2, le=1 << 18, description="Tokens. 2 to 262144.")
-    num_blocks: int = Field(4096, ge=2, le=1 << 22, description="Blocks of each group, block 0 included. 2 to 4194304.")
+    num_blocks: int = Field(
+        4096, ge=2, le=1 << 22, description="Blocks of each group, block 0 included. 2 to 4194304."
+    )
     windows: tuple[int, ...] = Field(
         (0,), min_length=1, max_length=8,
         description="One group per entry: positions that a row sees in it, 0 for all.",
     )  # fmt: skip
-    step_ms: float = Field(0.0, ge=0, le=60_000, description="Time that each step pretends to take, ms. 0 to 60000.")
+    step_ms: float = Field(
+        0.0, ge=0, le=60_000, description="Time that each step pretends to take, ms. 0 to 60000."
+    )
 
 
 class Settings(BaseSettings):
@@ -127,50 +161,69 @@ class Settings(BaseSettings):
 
     model: str = Field(
         "bundled", min_length=1,
-        description='Model: a local folder, a Hugging Face hub name, or "bundled" for the small one in the package.',
+        description="Model: a local folder, a Hugging Face hub name, or 'bundled' for the small one "
+        "in the package.",
     )  # fmt: skip
-    fake: bool = Field(False, description="Serve the fake model, which needs no MLX. Default: false.")
+    fake: bool = Field(
+        False, description="Serve the fake model, which needs no MLX. Default: false."
+    )
     fake_model: FakeSettings = Field(FakeSettings(), description="What the fake model is like.")
     address: Annotated[str, AfterValidator(_checked_address)] = Field(
         "127.0.0.1:50061",
-        description="Where to listen: unix:PATH, or HOST:PORT on loopback. Port 0 lets the system choose.",
+        description="Where to listen: unix:PATH, or HOST:PORT on loopback. Port 0: any free one.",
     )  # fmt: skip
     attention: Literal["auto", "native", "gather"] = Field(
-        "auto", description="How attention is computed. auto: native where there is a kernel for the device.",
+        "auto",
+        description="How attention is computed. auto: native where the device has a kernel for it.",
     )  # fmt: skip
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        "auto", description="Type of activations, keys and values. auto: float32 on a CPU, else the checkpoint's.",
+        "auto",
+        description="Type of activations, keys and values. auto: float32 on a CPU, else the "
+        "checkpoint's.",
     )  # fmt: skip
     blas: Literal["auto", "openblas", "reference"] = Field(
-        "auto", description="BLAS for float32 on a Linux CPU. auto: OpenBLAS where it is installed, else MLX's own.",
+        "auto",
+        description="BLAS for float32 on a Linux CPU. auto: OpenBLAS where it is installed, else "
+        "MLX's own.",
+    )  # fmt: skip
+    accept_mlx_lm_semantics: bool = Field(
+        False,
+        description="Load a checkpoint although mlx-lm ignores a field of its config that changes numbers. Default: false.",
     )  # fmt: skip
     block_size: int = Field(16, ge=1, le=256, description="Positions in a block. 1 to 256.")
     num_blocks: int | None = Field(
         None, ge=2, le=1 << 31,
-        description="Blocks of the pool, block 0 included. At least 2. Default: as many as the memory plan allows.",
+        description="Blocks of the pool, block 0 included. At least 2. Default: as many as the memory "
+        "plan allows.",
     )  # fmt: skip
     memory_fraction: float = Field(
-        0.8, gt=0, le=1, description="Share of the device's memory that weights, pool and steps may use. Above 0, to 1.",
+        0.8, gt=0, le=1,
+        description="Share of the device's memory that weights, pool and steps may use. Above 0, "
+        "to 1.",
     )  # fmt: skip
-    row_buckets: Annotated[tuple[int, ...], AfterValidator(_ascending)] = Field(
-        (), max_length=64,
-        description="Row counts that a forward is padded up to, ascending. Default: none, rows are not padded.",
+    row_buckets: Annotated[tuple[int, ...], AfterValidator(_ascending)] | None = Field(
+        None, max_length=64,
+        description="Row counts that a forward is padded up to, ascending; a larger step is not "
+        "padded, empty pads none. Default: the device's (none on a CPU).",
     )  # fmt: skip
+    accept_mlx_lm_semantics: bool = Field(
+        False,
+        description="Load a checkpoint even where mlx-lm ignores a field of its configuration, and "
+        "compute as mlx-lm does. Default: false, such a checkpoint is refused by name.",
+    )
     limits: LimitSettings = Field(LimitSettings(), description="The declared limits.")
     drain_seconds: float = Field(
         30.0, ge=0, le=3600, description="Longest drain after SIGTERM, seconds. 0 to 3600.",
     )  # fmt: skip
-    reflection: bool = Field(True, description="Serve grpc.reflection. Default: true, as only loopback is served.")
+    reflection: bool = Field(
+        True, description="Serve grpc.reflection. Default: true, as only loopback is served."
+    )
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="Form of the log. auto: console on a terminal, else JSON lines.",
     )  # fmt: skip
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level logged.")
-
-    @model_validator(mode="after")
-    def _buckets_cover(self) -> Settings:
-        if self.row_buckets and self.row_buckets[-1] < self.limits.max_step_rows:
-            raise ValueError("the largest row bucket is at least limits.max_step_rows")
-        return self
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest level logged."
+    )
 
 
 def load_settings(config_file: Path | None = None, /, **explicit: Any) -> Settings:
@@ -192,12 +245,18 @@ def load_settings(config_file: Path | None = None, /, **explicit: Any) -> Settin
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=from_file)
+            return (
+                init_settings,
+                env_settings,
+                InitSettingsSource(settings_cls, init_kwargs=from_file),
+            )
 
     try:
         return Sourced(**explicit)
     except ValidationError as error:
-        lines = (f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
+        lines = (
+            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()
+        )
         raise ConfigError("; ".join(lines)) from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -212,12 +271,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _refuse_unknown_environment(environment: Mapping[str, str]) -> None:
-    """pydantic-settings skips variables that it does not know; a misspelt one shall not go unseen."""
+    """Raises ConfigError for a variable that pydantic-settings would skip, a misspelt one say."""
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
     for name, model in (("LIMITS", LimitSettings), ("FAKE_MODEL", FakeSettings)):
         known |= {f"{ENV_PREFIX}{name}__{field.upper()}" for field in model.model_fields}
     unknown = sorted(
-        name for name in environment if name.upper().startswith(ENV_PREFIX) and name.upper() not in known
+        name
+        for name in environment
+        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known
     )  # fmt: skip
     if unknown:
         raise ConfigError(f"unknown environment variables: {', '.join(unknown)}")

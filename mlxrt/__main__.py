@@ -1,0 +1,5 @@
+"""`python -m mlxrt`."""
+
+from mlxrt.cli import main
+
+main()

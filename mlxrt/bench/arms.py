@@ -1,0 +1,143 @@
+"""The arms of `mlxrt bench step`: each holds its sequences, context filled, and decodes on demand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections import deque
+from concurrent.futures import Future
+from typing import Protocol
+
+from mlxrt_client import Client, Session, messages
+from mlxrt_client.v1 import NewSequence, RegisteredTokens, StepItem, StepRequest, StepResponse
+
+from mlxrt.bench.prompts import prompts_for
+
+
+class Arm(Protocol):
+    """One way to decode the same sequences."""
+
+    def run(self, steps: int) -> float:
+        """Decodes `steps` tokens for every sequence; returns the seconds it took."""
+
+    def close(self) -> None:
+        """Gives back what it holds."""
+
+
+class WorkerArm:
+    """An arm in a process of its own, which says "ready" and then answers lines of step counts with seconds."""
+
+    def __init__(self, module: str, arguments: list[str]) -> None:
+        """Starts `python -m module arguments`; waits until it is ready.
+
+        Raises:
+            RuntimeError: it ended instead.
+        """
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", module, *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+        )  # fmt: skip
+        if self._read() != "ready":
+            raise RuntimeError(f"{module} {' '.join(arguments)} did not get ready")
+
+    def run(self, steps: int) -> float:
+        """See Arm."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.flush()
+        return float(self._read())
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+class GrpcArm:
+    """A session on a server. Decodes in the packed column; all blocks are in the tables from the start."""
+
+    def __init__(self, address: str, sequences: int, context: int, growth: int) -> None:
+        """Registers `sequences` and fills `context` positions of each, with blocks for `growth` more."""
+        self._client = Client(address)
+        self._session: Session = self._client.open_session(client_name="mlxrt bench")
+        self.device = self._client.server_info().device
+        self._ids = list(range(1, sequences + 1))
+        self._fill(context, growth)
+
+    def close(self) -> None:
+        """Ends the session."""
+        self._session.close()
+        self._client.close()
+
+    def _fill(self, context: int, growth: int) -> None:
+        model = self._client.model_info()
+        rows_max = self._client.server_info().limits.max_step_rows
+        blocks_each = -(-(context + growth) // model.block_size)
+        leased = self._session.allocate_blocks({0: blocks_each * len(self._ids)})[0]
+        prompts = prompts_for(len(self._ids), context, model.vocabulary_size)
+        per_step = max(1, rows_max // context)
+        for first in range(0, len(self._ids), per_step):
+            step = StepRequest()
+            for index in range(first, min(first + per_step, len(self._ids))):
+                table = leased[index * blocks_each : (index + 1) * blocks_each]
+                step.new_sequences.append(
+                    NewSequence(
+                        sequence_id=self._ids[index], prompt_token_ids=prompts[index],
+                        tables=messages.block_tables({0: table}),
+                    )
+                )  # fmt: skip
+                step.items.append(
+                    StepItem(
+                        sequence_id=self._ids[index], row_count=context,
+                        registered=RegisteredTokens(), sample=True,
+                    )
+                )  # fmt: skip
+            self._session.step(step)
+
+    def _decode(self) -> StepRequest:
+        return StepRequest(decode_sequence_ids=self._ids)
+
+
+class UnaryArm(GrpcArm):
+    """One unary call per step: send, wait, send the next."""
+
+    def run(self, steps: int) -> float:
+        """See Arm."""
+        start = time.perf_counter()
+        for _ in range(steps):
+            self._session.step(self._decode())
+        return time.perf_counter() - start
+
+    def overheads_ms(self, steps: int) -> list[float]:
+        """Time of each step beside the model: its round trip less what the server says it queued, built, ran and read."""
+        overheads = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            t = self._session.step(self._decode()).timings
+            round_trip_us = (time.perf_counter() - start) * 1e6
+            model_us = t.queue_us + t.build_us + t.device_us + t.sample_us
+            overheads.append((round_trip_us - model_us) / 1e3)
+        return overheads
+
+
+class StreamArm(GrpcArm):
+    """One Execute stream, two steps in flight."""
+
+    def run(self, steps: int) -> float:
+        """See Arm."""
+        inflight: deque[Future[StepResponse]] = deque()
+        with self._session.stream(2) as stream:
+            start = time.perf_counter()
+            for _ in range(steps):
+                inflight.append(stream.submit(self._decode()))
+                if len(inflight) == 2:
+                    inflight.popleft().result()
+            while inflight:
+                inflight.popleft().result()
+            return time.perf_counter() - start

@@ -1,0 +1,198 @@
+"""The command line: parsing and printing only. `mlxrt serve | demo | check | bench`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mlxrt.config import ConfigError, Settings, load_settings
+from mlxrt.server.lifecycle import ExitCode
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+bench = typer.Typer(no_args_is_help=True, help="Measures this machine; tables, or JSON with --json.")
+app.add_typer(bench, name="bench")
+
+Model = Annotated[
+    str | None,
+    typer.Option(help='A folder, a Hugging Face hub name, or "bundled" (the default).'),
+]
+Attention = Annotated[str | None, typer.Option(help="auto, native or gather.")]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, float16 or bfloat16.")]
+Blas = Annotated[str | None, typer.Option(help="auto, openblas or reference (Linux CPU).")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings.")]
+JsonPath = Annotated[
+    Path | None, typer.Option("--json", help='Where to write the report as JSON; "-" for standard output.')
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, as limits.max_step_rows=512. Repeatable."),
+]
+
+
+def main() -> None:
+    """Entry point of `mlxrt`."""
+    try:
+        app()
+    except ConfigError as error:
+        Console(stderr=True).print(f"mlxrt: {error}", style="red", markup=False, highlight=False)
+        sys.exit(ExitCode.CONFIG)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        names = ("mlxrt", "mlxrt-client", "mlx", "mlx-lm", "grpcio", "protobuf")
+        typer.echo("\n".join(f"{name} {version(name)}" for name in names))
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Versions.")
+    ] = False,
+) -> None:
+    """Execution of language models on MLX as a service that somebody else schedules."""
+
+
+@app.command()
+def serve(
+    model: Model = None,
+    fake: Annotated[bool, typer.Option("--fake", help="Serve the fake model; needs no MLX.")] = False,
+    address: Annotated[str | None, typer.Option(help="unix:PATH, or HOST:PORT on loopback.")] = None,
+    attention: Attention = None,
+    dtype: Dtype = None,
+    blas: Blas = None,
+    block_size: Annotated[int | None, typer.Option(help="Positions in a block, 1 to 256.")] = None,
+    num_blocks: Annotated[int | None, typer.Option(help="Blocks of the pool; default: as memory allows.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    config: ConfigFile = None,
+    set_: SetOption = None,
+    poison_pool: Annotated[bool, typer.Option("--poison-pool", hidden=True)] = False,
+) -> None:
+    """Serves a model until SIGTERM.
+
+    Exit codes: 0 drained, 2 configuration, 3 model, 4 ABI, 5 memory, 6 device lost.
+    """
+    from mlxrt.launch import make_engine
+    from mlxrt.loading_bar import LoadingBar
+    from mlxrt.server.app import run_server
+    from mlxrt.telemetry.logs import configure_logs
+
+    settings = _settings(
+        config, set_, model=model, fake=fake or None, address=address, attention=attention, dtype=dtype,
+        blas=blas, block_size=block_size, num_blocks=num_blocks, log_level=log_level,
+    )  # fmt: skip
+    configure_logs(settings.log_format, settings.log_level)
+    engine = make_engine(settings, poison_pool=poison_pool)
+    with LoadingBar() as bar:
+        raise typer.Exit(run_server(settings, engine, progress=bar.update))
+
+
+@app.command()
+def demo(
+    tokens: Annotated[int, typer.Option(min=1, max=512, help="New tokens for each prompt.")] = 96,
+) -> None:
+    """Starts a server with the bundled model, schedules a dozen prompts on it, streams what comes back."""
+    from mlxrt.demo.run import run_demo
+
+    if not run_demo(tokens, Console()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    model: Model = None,
+    attention: Attention = None,
+    dtype: Dtype = None,
+    blas: Blas = None,
+    config: ConfigFile = None,
+    set_: SetOption = None,
+) -> None:
+    """Checks environment, ABI and memory plan, and a checkpoint's numbers against mlx-lm alone."""
+    from mlxrt.check.run import run_check
+
+    settings = _settings(config, set_, model=model, attention=attention, dtype=dtype, blas=blas)
+    raise typer.Exit(run_check(settings, Console()))
+
+
+@bench.command("step")
+def bench_step(
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="fake, bundled, qwen3-30m or a folder. Repeatable.")
+    ] = None,
+    sequences: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable. Default: 1, 8, 64.")] = None,
+    repeats: Annotated[int, typer.Option(min=2, help="Times each arm is timed.")] = 5,
+    steps: Annotated[int, typer.Option(min=2, help="Decode steps in one timing.")] = 16,
+    context: Annotated[int, typer.Option(min=1, help="Positions filled before the clock starts.")] = 256,
+    blas: Blas = None,
+    json_path: JsonPath = None,
+) -> None:
+    """Decode steps over gRPC, without it, and by mlx-lm alone."""
+    from mlxrt.bench import step, tables
+
+    plan = step.Plan(context, repeats, steps, blas or "auto")
+    console = Console(stderr=True)
+    report = step.bench_step(
+        models or ["fake", "bundled", "qwen3-30m"], sequences or [1, 8, 64], plan,
+        lambda name, cell: console.print(f"{name}: {cell}", highlight=False),
+    )  # fmt: skip
+    _write_report(report, json_path, tables.step_table(report))
+
+
+@bench.command("attention")
+def bench_attention(
+    contexts: Annotated[list[int] | None, typer.Option("--context", min=1, help="Repeatable.")] = None,
+    batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeatable.")] = None,
+    block_sizes: Annotated[list[int] | None, typer.Option("--block-size", min=1, max=256)] = None,
+    dtypes: Annotated[list[str] | None, typer.Option("--dtype", help="float32, float16, bfloat16.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Time for each figure of a cell.")] = 0.3,
+    json_path: JsonPath = None,
+) -> None:
+    """Decode attention by the paged op, beside gather + SDPA and contiguous SDPA. On the CPU for now."""
+    from mlxrt.bench import attention, tables
+
+    console = Console(stderr=True)
+    report = attention.bench_attention(
+        contexts or [1024, 4096, 16384], batches or [1, 4], block_sizes or [16], dtypes or ["bfloat16", "float32"],
+        seconds, lambda cell: console.print(cell, highlight=False),
+    )  # fmt: skip
+    _write_report(report, json_path, tables.attention_table(report))
+
+
+def _settings(config: Path | None, set_: list[str] | None, **explicit: Any) -> Settings:
+    """Settings from the sources; options that were not given don't count."""
+    values: dict[str, Any] = {key: value for key, value in explicit.items() if value is not None}
+    for entry in set_ or ():
+        key, separator, text = entry.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {entry}: KEY=VALUE is needed")
+        *parents, name = key.split(".")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = _parsed(text)
+    return load_settings(config, **values)
+
+
+def _parsed(text: str) -> Any:
+    """The value of a `--set` option: JSON where it is JSON, else the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _write_report(report: dict[str, Any], path: Path | None, table: Any) -> None:
+    text = json.dumps(report, indent=1)
+    if path is not None and str(path) == "-":
+        typer.echo(text)
+        return
+    if path is not None:
+        path.write_text(text + "\n")
+    Console().print(table)
