@@ -1,4 +1,5 @@
-"""The gRPC shell: decodes and validates, hands over to the core, encodes. Importing it imports no mlx."""
+"""The gRPC shell: decodes and validates, hands over to the core, encodes. Importing it imports no
+mlx."""
 
 from mlxrt.server.app import Server, run_server, serve
 from mlxrt.server.lifecycle import ExitCode, ServerState

@@ -6,7 +6,6 @@ import asyncio
 import secrets
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import grpc
 import structlog
@@ -21,6 +20,7 @@ from mlxrt.server import execution_service, health, model_service, session_servi
 from mlxrt.server.channel_options import channel_options
 from mlxrt.server.dispatch import EngineEvents
 from mlxrt.server.drain import Drain
+from mlxrt.server.errors import defect
 from mlxrt.server.execute_stream import StreamRegistry
 from mlxrt.server.lifecycle import ExitCode, Lifecycle, ServerState, draining
 from mlxrt.server.listening import bind
@@ -100,8 +100,10 @@ class Server:
         self._engine.start(
             EngineEvents(
                 asyncio.get_running_loop(),
-                progress=self._progress, ready=self._on_ready,
-                outcome=self._on_outcome, lost=self._on_lost,
+                progress=self._progress,
+                ready=self._on_ready,
+                outcome=self._on_outcome,
+                lost=self._on_lost,
             )  # fmt: skip
         )
 
@@ -128,34 +130,40 @@ class Server:
         return code
 
     def _handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
-        return (
-            session_service.SessionService(
-                self._serving_runtime, self.lifecycle, self.instance_id
-            ).handler(),
-            execution_service.ExecutionService(self._serving_runtime, self._streams).handler(),
-            model_service.ModelService(
-                self._serving_runtime, lambda: self.runtime, lambda: self._description,
-                self._tokenizer_folder, self.lifecycle, self._limits, self.instance_id,
-            ).handler(),
-            self._health.handler(),
-        )  # fmt: skip
+        sessions = session_service.SessionService(
+            self._serving_runtime, self.lifecycle, self.instance_id
+        )
+        execution = execution_service.ExecutionService(self._serving_runtime, self._streams)
+        models = model_service.ModelService(
+            self._serving_runtime, self._model_view, self.lifecycle, self.instance_id
+        )
+        return sessions.handler(), execution.handler(), models.handler(), self._health.handler()
+
+    def _model_view(self) -> model_service.ModelView:
+        engine = self._engine
+        has_folder = isinstance(engine, model_service.HasTokenizer)
+        return model_service.ModelView(
+            self.runtime.limits if self.runtime is not None else self._limits,
+            self._description or EngineDescription("", "", "", ""),
+            engine.tokenizer_folder if has_folder else None,
+        )
 
     def _serving_runtime(self) -> Runtime:
         self.lifecycle.check_serving()
         assert self.runtime is not None
         return self.runtime
 
-    def _tokenizer_folder(self) -> Path | None:
-        engine = self._engine
-        return engine.tokenizer_folder if isinstance(engine, model_service.HasTokenizer) else None
-
     def _on_ready(self, facts: ModelFacts, description: EngineDescription) -> None:
         if self.lifecycle.state is not ServerState.LOADING:
             return
         self._description = description
-        self.runtime = build_runtime(
-            facts, self._limits, self._engine, self.lifecycle, self._now_ms, self._on_lost
-        )
+        try:
+            self.runtime = build_runtime(
+                facts, self._limits, self._engine, self.lifecycle, self._now_ms, self._on_lost
+            )
+        except Exception as error:
+            self._on_lost(defect("loading", error))
+            return
         reaper = Reaper(self.runtime, self._limits.default_lease_ttl_ms)
         self._reaping = asyncio.get_running_loop().create_task(reaper.run())
         self.lifecycle.move_to(ServerState.SERVING)
@@ -177,7 +185,8 @@ class Server:
         self._lost.set()
 
     def _exit_code(self, loss: MlxrtError) -> ExitCode:
-        """Loading says its own code in the metadata `exit_code`; MODEL unless it does. Later, the device is lost."""
+        """Loading says its own code in the metadata `exit_code`; MODEL unless it does. Later, the
+        device is lost."""
         if self.runtime is not None:
             return ExitCode.DEVICE_LOST
         return ExitCode(int(loss.metadata.get("exit_code", ExitCode.MODEL)))
@@ -242,7 +251,8 @@ def run_server(
     progress: Progress = _log_progress,
     on_listening: Callable[[str], None] | None = None,
 ) -> ExitCode:
-    """`serve` on an event loop of its own: uvloop's where it is installed. Call from the main thread."""
+    """`serve` on an event loop of its own: uvloop's where it is installed. Call from the main
+    thread."""
     serving = serve(settings, engine, progress=progress, on_listening=on_listening)
     try:
         import uvloop

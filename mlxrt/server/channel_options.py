@@ -16,7 +16,8 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.max_metadata_size", _METADATA_BYTES_MAX),
         ("grpc.max_concurrent_streams", _MAX_CONCURRENT_STREAMS),
-        # A stopped peer is noticed after time + timeout only if the ping's own timeout is set too; it is 60 s by default.
+        # A stopped peer is noticed after time + timeout only if the ping's own timeout is set too;
+        # it is 60 s by default.
         ("grpc.keepalive_time_ms", _KEEPALIVE_TIME_MS),
         ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
         ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),

@@ -54,9 +54,7 @@ def decode_request_id(request_id: str) -> str:
     return request_id
 
 
-def _number(
-    value: float, path: str, low: float, high: float, *, above_low: bool = False
-) -> float:
+def _number(value: float, path: str, low: float, high: float, *, above_low: bool = False) -> float:
     """The number; raises FIELD_INVALID unless it is finite and within its range."""
     inside = (low < value if above_low else low <= value) and value <= high
     if not math.isfinite(value) or not inside:
@@ -73,7 +71,8 @@ def decode_sampling(
     """The rules with every default filled in.
 
     Raises:
-        FIELD_INVALID: a number is not finite or out of its range, a token is unknown or stands twice, the mode is unknown.
+        FIELD_INVALID: a number is not finite or out of its range, a token is unknown or stands
+            twice, the mode is unknown.
         LIMIT_EXCEEDED: max_logit_bias, max_top_logprobs.
     """
     has = message.HasField
@@ -109,9 +108,7 @@ def _decode_logit_bias(
     message: sampling_pb2.SamplingParams, path: str, vocabulary_size: int, limits: Limits
 ) -> tuple[tuple[int, float], ...]:
     if len(message.logit_bias) > limits.max_logit_bias:
-        raise limit_exceeded(
-            "max_logit_bias", limits.max_logit_bias, len(message.logit_bias), path
-        )
+        raise limit_exceeded("max_logit_bias", limits.max_logit_bias, len(message.logit_bias), path)
     biases: dict[int, float] = {}
     for index, entry in enumerate(message.logit_bias):
         if entry.token_id >= vocabulary_size:
@@ -127,9 +124,7 @@ def _decode_logit_bias(
     return tuple(biases.items())
 
 
-def sampling_or_greedy(
-    holder: object, path: str, vocabulary_size: int, limits: Limits
-) -> Sampling:
+def sampling_or_greedy(holder: object, path: str, vocabulary_size: int, limits: Limits) -> Sampling:
     """The rules of a NewSequence; greedy where it has none."""
     if not holder.HasField("sampling"):  # type: ignore[attr-defined]
         return GREEDY

@@ -1,7 +1,9 @@
-"""StepRequest to StepInput. Counts are held to the limits before any object is built for what they count.
+"""StepRequest to StepInput. Counts are held to the limits before any object is built for what they
+count.
 
-What a step means for blocks, positions and sequences is the core's to judge; here only what its form can't carry:
-features not served, enums and presence, duplicates that a mapping would hide, sizes.
+What a step means for blocks, positions and sequences is the core's to judge; here only what its
+form can't carry: features not served, enums and presence, duplicates that a mapping would hide,
+sizes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""The pump between core and engine: plans out while the engine has room, outcomes in, replies to whoever waits.
+"""The pump between core and engine: plans out while the engine has room, outcomes in, replies to
+whoever waits.
 
-Everything here runs on the event loop's thread and needs no lock; `EngineEvents` is what brings the engine's thread there.
+Everything here runs on the event loop's thread and needs no lock; `EngineEvents` is what brings
+the engine's thread there.
 """
 
 from __future__ import annotations
@@ -71,7 +73,8 @@ class Dispatcher:
         core: the core; whoever else calls it does so on the same thread and calls `pump` after.
         engine: a started and ready engine.
         now_ms: the monotonic clock that the core is told.
-        on_defect: called once with the loss when core or engine break their promises; nothing is pumped after.
+        on_defect: called once with the loss when core or engine break their promises; nothing is
+            pumped after.
     """
 
     def __init__(
@@ -92,7 +95,8 @@ class Dispatcher:
         self._stopped = False
 
     def begin(self, session_id: str, epoch: int, step: StepInput) -> tuple[Waiter, bool]:
-        """Has the core take the step and starts what can start; answers its run, and whether it is a repeat.
+        """Has the core take the step and starts what can start; answers its run, and whether it is
+        a repeat.
 
         Raises:
             MlxrtError: what Core.accept raises.
@@ -114,7 +118,8 @@ class Dispatcher:
         self.pump()
 
     def pump(self) -> None:
-        """Finishes what came back and submits what fits. Reentrant: an engine may answer inside `submit`."""
+        """Finishes what came back and submits what fits. Reentrant: an engine may answer inside
+        `submit`."""
         if self._pumping or self._stopped:
             return
         self._pumping = True
@@ -130,9 +135,7 @@ class Dispatcher:
                 self._submitted_s[plan.ticket] = time.perf_counter()
                 self._engine.submit(plan)
         except Exception as error:
-            self._on_defect(
-                MlxrtError(Reason.DEVICE_LOST, defect("dispatch", error).message)
-            )
+            self._on_defect(MlxrtError(Reason.DEVICE_LOST, defect("dispatch", error).message))
         finally:
             self._pumping = False
 

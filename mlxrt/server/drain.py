@@ -1,8 +1,11 @@
 """The way down: health first, then what is new, then what runs, then sessions, then the engine.
 
-1. DRAINING: health says NOT_SERVING, new sessions and new sequences are refused; what is registered goes on.
-2. Once no session holds a block and no step is in flight, or after `drain_seconds`, every further call is refused.
-3. Accepted steps run to their end; then all sessions are closed, streams and watches end, the engine is closed.
+1. DRAINING: health says NOT_SERVING, new sessions and new sequences are refused; what is
+   registered goes on.
+2. Once no session holds a block and no step is in flight, or after `drain_seconds`, every further
+   call is refused.
+3. Accepted steps run to their end; then all sessions are closed, streams and watches end, the
+   engine is closed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Errors on the wire: mlxrt.v1.Error, and the status, details and trailers that a failed call ends with."""
+"""Errors on the wire: mlxrt.v1.Error, and the status, details and trailers that a failed call ends
+with."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ DOMAIN = "mlxrt"
 ERROR_TRAILER = "mlxrt-error-bin"
 STATUS_TRAILER = "grpc-status-details-bin"
 DETAILS_BYTES_MAX = 6_000
-"""Most bytes of each trailer: clients refuse headers above 8 KiB. Later field violations are left out first."""
+"""Most bytes of each trailer: clients refuse headers above 8 KiB. Later field violations are left
+out first."""
 
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _log = structlog.get_logger("mlxrt.server")
@@ -40,7 +42,8 @@ def encode_error(error: MlxrtError) -> error_pb2.Error:
 
 
 def encode_status(error: MlxrtError) -> status_pb2.Status:
-    """google.rpc.Status with one ErrorInfo, BadRequest where fields are at fault, RetryInfo where a retry helps."""
+    """google.rpc.Status with one ErrorInfo, BadRequest where fields are at fault, RetryInfo where
+    a retry helps."""
     info = error_details_pb2.ErrorInfo(
         reason=error.reason.name, domain=DOMAIN, metadata=dict(error.metadata)
     )
@@ -65,7 +68,8 @@ def encode_status(error: MlxrtError) -> status_pb2.Status:
 
 
 def trailers(error: MlxrtError) -> tuple[tuple[str, bytes], ...]:
-    """The trailers of a call that fails with `error`, each at most DETAILS_BYTES_MAX bytes or with one violation."""
+    """The trailers of a call that fails with `error`, each at most DETAILS_BYTES_MAX bytes or with
+    one violation."""
     violations = list(error.violations)
     while True:
         flat = encode_error(error).SerializeToString()
@@ -84,7 +88,8 @@ def status_code(error: MlxrtError) -> grpc.StatusCode:
 
 
 def defect(where: str, cause: BaseException) -> MlxrtError:
-    """Logs an exception that nobody expected and answers the INTERNAL_DEFECT that stands for it, without its text."""
+    """Logs an exception that nobody expected and answers the INTERNAL_DEFECT that stands for it,
+    without its text."""
     defect_id = secrets.token_hex(8)
     _log.error("internal defect", where=where, defect_id=defect_id, exc_info=cause)
     return MlxrtError(

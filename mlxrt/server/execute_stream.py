@@ -1,4 +1,5 @@
-"""Execute: one reader and one writer per stream, decoupled; answers in the order of the messages, refusals in-band."""
+"""Execute: one reader and one writer per stream, decoupled; answers in the order of the messages,
+refusals in-band."""
 
 from __future__ import annotations
 
@@ -54,8 +55,8 @@ class StreamRegistry:
 class ExecuteStream:
     """One call of Execute.
 
-    The reader stops while `max(16, 4 * max_inflight_steps)` messages are unanswered, so that a client that sends without
-    reading fills its own buffers and not ours.
+    The reader stops while `max(16, 4 * max_inflight_steps)` messages are unanswered, so that a
+    client that sends without reading fills its own buffers and not ours.
 
     Attributes:
         session_id: whose steps it carries; None until the first one is accepted.

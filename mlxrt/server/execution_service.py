@@ -58,9 +58,7 @@ class ExecutionService:
             decode_session(request), request.request_id, counts, runtime.now_ms()
         )
         return execution_pb2.AllocateBlocksResponse(
-            blocks=[
-                block_pb2.BlockTable(group=group, block_ids=blocks[group]) for group in counts
-            ]
+            blocks=[block_pb2.BlockTable(group=group, block_ids=blocks[group]) for group in counts]
         ).SerializeToString()
 
     def free_blocks(self, data: bytes) -> bytes:

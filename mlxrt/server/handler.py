@@ -49,9 +49,7 @@ def unary(name: str, run: Callable[[bytes], Awaitable[bytes] | bytes]) -> grpc.R
     return grpc.unary_unary_rpc_method_handler(behave)
 
 
-def server_stream(
-    name: str, run: Callable[[bytes], AsyncIterator[bytes]]
-) -> grpc.RpcMethodHandler:
+def server_stream(name: str, run: Callable[[bytes], AsyncIterator[bytes]]) -> grpc.RpcMethodHandler:
     """An rpc of one message in, many out; `run` raises MlxrtError to refuse."""
 
     async def behave(data: bytes, context: Context) -> None:

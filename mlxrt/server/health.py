@@ -1,7 +1,9 @@
-"""grpc.health.v1: one status for the whole server and each service, pushed to every watcher at every change.
+"""grpc.health.v1: one status for the whole server and each service, pushed to every watcher at
+every change.
 
-grpcio-health-checking's own servicer writes to watchers under the lock that a change needs, so one that does not read
-would keep all others, and the drain, waiting. Here each watcher has a queue of its own.
+grpcio-health-checking's own servicer writes to watchers under the lock that a change needs, so one
+that does not read would keep all others, and the drain, waiting. Here each watcher has a queue of
+its own.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from mlxrt.errors import MlxrtError
-from mlxrt.server.handler import Context, abort, parse, unary
+from mlxrt.server.handler import Context, abort, parse
 from mlxrt.server.lifecycle import Lifecycle, ServerState
 
 NAME = "grpc.health.v1.Health"
@@ -23,7 +25,8 @@ _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class HealthService:
-    """The health of `services` and of "", all the same: SERVING while new work is taken, else NOT_SERVING."""
+    """The health of `services` and of "", all the same: SERVING while new work is taken, else
+    NOT_SERVING."""
 
     def __init__(self, lifecycle: Lifecycle, services: Collection[str]) -> None:
         self._services = {"", *services}
@@ -38,7 +41,6 @@ class HealthService:
             {
                 "Check": grpc.unary_unary_rpc_method_handler(self._check),
                 "Watch": grpc.unary_stream_rpc_method_handler(self._watch),
-                "List": unary("List", self._list),
             },
         )
 
@@ -71,13 +73,6 @@ class HealthService:
                     await context.write(_response(status))
         finally:
             self._watchers.discard(changes)
-
-    def _list(self, data: bytes) -> bytes:
-        parse(health_pb2.HealthListRequest, data)
-        status = health_pb2.HealthCheckResponse(status=self._status)
-        return health_pb2.HealthListResponse(
-            statuses=dict.fromkeys(sorted(self._services), status)
-        ).SerializeToString()
 
 
 async def _service(data: bytes, context: Context) -> str:

@@ -52,7 +52,8 @@ class Lifecycle:
         listener(self.state)
 
     def move_to(self, state: ServerState) -> bool:
-        """Enters a later state and tells the listeners; answers False where the state is not later."""
+        """Enters a later state and tells the listeners; answers False where the state is not
+        later."""
         if state <= self.state:
             return False
         self.state = state
@@ -67,7 +68,8 @@ class Lifecycle:
             self.move_to(ServerState.FAILED)
 
     def check_serving(self) -> None:
-        """Raises LOADING or DEVICE_LOST where no call of a session can be served; passes while draining."""
+        """Raises LOADING or DEVICE_LOST where no call of a session can be served; passes while
+        draining."""
         if self.state is ServerState.LOADING:
             raise MlxrtError(
                 Reason.LOADING, "the model is still loading", retry_delay_ms=RETRY_WHILE_LOADING_MS

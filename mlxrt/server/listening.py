@@ -61,7 +61,8 @@ def _clear_dead_socket(path: str) -> None:
 
 @contextmanager
 def _private_files() -> Iterator[None]:
-    """Files made within belong to this user alone. The umask is the process's: call before other threads make files."""
+    """Files made within belong to this user alone. The umask is the process's: call before other
+    threads make files."""
     before = os.umask(0o077)
     try:
         yield

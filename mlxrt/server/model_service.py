@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -39,8 +39,24 @@ _DATA_TYPES = {
 
 @runtime_checkable
 class HasTokenizer(Protocol):
-    """An engine whose model lies in a folder with its tokenizer; the folder is known once the engine is ready."""
+    """An engine whose model lies in a folder with its tokenizer; the folder is known once the
+    engine is ready."""
 
+    tokenizer_folder: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """What is known of the model at the moment.
+
+    Attributes:
+        limits: in force; the configured ones before the model is loaded.
+        description: how the engine computes; all empty before the model is loaded.
+        tokenizer_folder: where the tokenizer's files are; None where there are none.
+    """
+
+    limits: Limits
+    description: EngineDescription
     tokenizer_folder: Path | None
 
 
@@ -49,27 +65,20 @@ class ModelService:
 
     Args:
         runtime: answers the runtime, or raises LOADING or DEVICE_LOST.
-        present_runtime: answers the runtime, None before there is one.
-        description: answers how the engine computes, None before it is known.
-        tokenizer_folder: answers where the tokenizer's files are, None where there are none.
+        view: answers what is known now, at any time.
+        instance_id: of this start of the server.
     """
 
     def __init__(
         self,
         runtime: Callable[[], Runtime],
-        present_runtime: Callable[[], Runtime | None],
-        description: Callable[[], EngineDescription | None],
-        tokenizer_folder: Callable[[], Path | None],
+        view: Callable[[], ModelView],
         lifecycle: Lifecycle,
-        limits: Limits,
         instance_id: str,
     ) -> None:
         self._runtime = runtime
-        self._present_runtime = present_runtime
-        self._description = description
-        self._tokenizer_folder = tokenizer_folder
+        self._view = view
         self._lifecycle = lifecycle
-        self._limits = limits
         self._instance_id = instance_id
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -88,9 +97,8 @@ class ModelService:
     def server_info(self, data: bytes) -> bytes:
         """GetServerInfo; while loading, what is known so far."""
         parse(model_pb2.GetServerInfoRequest, data)
-        runtime = self._present_runtime()
-        limits = runtime.limits if runtime is not None else self._limits
-        how = self._description() or EngineDescription("", "", "", "")
+        view = self._view()
+        limits, how = view.limits, view.description
         named = {f.name: getattr(limits, f.name) for f in fields(Limits)}
         return model_pb2.GetServerInfoResponse(
             version=_version(),
@@ -135,7 +143,7 @@ class ModelService:
         """GetTokenizer."""
         parse(model_pb2.GetTokenizerRequest, data)
         limits = self._runtime().limits
-        folder = self._tokenizer_folder()
+        folder = self._view().tokenizer_folder
         if folder is None:
             raise unsupported("GetTokenizer")
         chunk_bytes = min(CHUNK_BYTES_MAX, limits.max_message_bytes // 2)

@@ -1,4 +1,5 @@
-"""From request bytes to reply bytes: decode, accept, run, encode. All forms of a step pass through here."""
+"""From request bytes to reply bytes: decode, accept, run, encode. All forms of a step pass through
+here."""
 
 from __future__ import annotations
 

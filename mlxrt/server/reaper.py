@@ -14,7 +14,8 @@ LOOK_INTERVAL_MIN_MS = 20
 LOOK_INTERVAL_MS = 1_000
 """Shortest and longest time between two looks, ms."""
 JUMP_MS = 5_000
-"""A look that comes this much late, or a wall clock this far ahead of the monotonic one, was a sleep of the machine."""
+"""A look that comes this much late, or a wall clock this far ahead of the monotonic one, was a
+sleep of the machine."""
 
 _log = structlog.get_logger("mlxrt.server")
 
@@ -32,8 +33,8 @@ def wall_ms() -> int:
 class Reaper:
     """Calls Core.expire when it is due.
 
-    After a sleep of machine or process, renewals that clients sent meanwhile are still unread, so nothing expires
-    for one grace period.
+    After a sleep of machine or process, renewals that clients sent meanwhile are still unread, so
+    nothing expires for one grace period.
 
     Args:
         grace_ms: the grace period after a sleep.

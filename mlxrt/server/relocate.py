@@ -1,4 +1,5 @@
-"""Field paths of a StepRequest, as the core and the decoder write them, in terms of the message that the client sent."""
+"""Field paths of a StepRequest, as the core and the decoder write them, in terms of the message
+that the client sent."""
 
 from __future__ import annotations
 

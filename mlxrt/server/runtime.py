@@ -46,7 +46,8 @@ class Runtime:
 
 
 def limits_in_force(configured: Limits, facts: ModelFacts) -> Limits:
-    """The configured limits, lowered to the model's length and to as many rows of logits as one message carries."""
+    """The configured limits, lowered to the model's length and to as many rows of logits as one
+    message carries."""
     row_bytes = facts.vocabulary_size * _LOGIT_BYTES
     fitting = (configured.max_message_bytes - _REPLY_SLACK_BYTES) // row_bytes
     limits = replace(

@@ -1,4 +1,4 @@
-"""Prefill and Decode, the readable special cases: each becomes the StepRequest that it stands for."""
+"""Prefill and Decode, the readable special cases: each becomes the step that it stands for."""
 
 from __future__ import annotations
 

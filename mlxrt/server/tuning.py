@@ -10,8 +10,8 @@ _THRESHOLDS = (50_000, 20, 100)
 def tune_garbage_collector() -> None:
     """Takes what is loaded by now out of the collector's sight and has it look less often.
 
-    A step makes a few hundred objects, none in a cycle; with the defaults a full collection walks the whole process's
-    objects every few hundred steps and costs a step tens of milliseconds.
+    A step makes a few hundred objects, none in a cycle; with the defaults a full collection walks
+    the whole process's objects every few hundred steps and costs a step tens of milliseconds.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,5 @@
-"""Structured logs by structlog: JSON lines, or a console form on a terminal. All go to standard error."""
+"""Structured logs by structlog: JSON lines, or a console form on a terminal. All go to standard
+error."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ def configure_logs(
     log_format: Literal["auto", "console", "json"] = "auto",
     level: Literal["debug", "info", "warning", "error"] = "info",
 ) -> None:
-    """Sets the process's logs up, the standard library's loggers included. Idempotent; call before the first log line.
+    """Sets the process's logs up, the standard library's loggers included. Idempotent; call before
+    the first log line.
 
     Args:
         log_format: auto is console where standard error is a terminal, else json.
@@ -45,5 +47,5 @@ def configure_logs(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # grpc.aio logs each aborted call with a traceback through this logger; those are answers, not defects.
+    # grpc.aio logs each aborted call with a traceback here; those are answers, not defects.
     logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)

@@ -1,9 +1,11 @@
 """An engine without MLX: the fake model behind the same seam as the real one.
 
-What is read: a decode row, and an entry that samples or returns logits, reads every slot of its visible context through
-the block tables that the plans' updates built, and nothing else; so a wrong table, a lost copy or a block that somebody
-else wrote changes the token, and a slot never written makes the row fail with NON_FINITE_LOGITS. Rows that do neither
-write their slots and read nothing. All rows of a step are written before any is read, as in a layer of a real model.
+What is read: a decode row, and an entry that samples or returns logits, reads every slot of its
+    visible context through
+the block tables that the plans' updates built, and nothing else; so a wrong table, a lost copy or
+a block that somebody else wrote changes the token, and a slot never written makes the row fail
+with NON_FINITE_LOGITS. Rows that do neither write their slots and read nothing. All rows of a step
+are written before any is read, as in a layer of a real model.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class FakeFaults:
     Attributes:
         fail_tickets: plans whose forward fails; nothing of them is written.
         lose_ticket: plan at which the device is lost: it and all later ones stay unanswered.
-        nan_prompt_tokens: sequences whose prompt has one of these tokens give NaN logits in every row that is read.
+        nan_prompt_tokens: sequences whose prompt has one of these tokens give NaN logits in every
+            row that is read.
         load_error: loading ends with this.
     """
 
@@ -71,9 +74,7 @@ class FakeEngine:
     ) -> None:
         if (step_s or load_gate) and not threaded:
             raise ValueError("a fake engine without a thread can't wait: pass threaded=True")
-        self.model = FakeModel(
-            vocabulary_size, max_model_length, block_size, num_blocks, windows
-        )
+        self.model = FakeModel(vocabulary_size, max_model_length, block_size, num_blocks, windows)
         self.faults = faults or FakeFaults()
         self.plans_run = 0
         self.facts = ModelFacts(
@@ -106,7 +107,8 @@ class FakeEngine:
         return self.model.expected_token(tokens)
 
     def start(self, listener: EngineListener) -> None:
-        """As Engine.start; without a thread `listener` hears that all is ready before this returns."""
+        """As Engine.start; without a thread `listener` hears that all is ready before this
+        returns."""
         self._listener = listener
         if self._thread is not None:
             self._thread.start()
@@ -166,5 +168,3 @@ class FakeEngine:
         self.plans_run += not plan.cancelled
         outcome.timings = Timings(device_us=int((time.perf_counter() - started) * 1e6))
         self._listener.on_outcome(outcome)
-
-

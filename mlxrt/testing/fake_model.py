@@ -1,14 +1,18 @@
 """The fake model: what its next token is, and the memory that it reads to say so.
 
-A slot of the pool holds the id of the token at that position, as a float64 (exact below 2^53), and NaN until it is first
-written. One hash over a sequence's visible context, read slot by slot through its block tables, gives the next token:
+A slot of the pool holds the id of the token at that position, as a float64 (exact below 2^53), and
+NaN until it is first written. One hash over a sequence's visible context, read slot by slot
+through its block tables, gives the next token:
 
-    h_g(tokens)   = sum of tokens[p] * w(p) over the positions p < n that group g sees      (exact; NaN where a slot is)
-    next(tokens)  = fold over the groups g of  z = mix(z ^ (h_g + n * GOLDEN)), from z = 0, modulo the vocabulary size
-    logits[v]     = -((v - next(tokens)) mod vocabulary_size) / 8                            float32
+    h_g(tokens)  = sum of tokens[p] * w(p) over the positions p < n that group g sees
+                   (exact; NaN where a slot is)
+    next(tokens) = z modulo the vocabulary size, where z = 0 at first and then, for each group g,
+                   z = mix(z ^ (h_g + n * GOLDEN))
+    logits[v]    = -((v - next(tokens)) mod vocabulary_size) / 8, float32
 
-where n is the number of tokens, w(p) = 1 + (mix(p) >> 44) and mix is that of the contract's random generator. So the
-greedy token is `next(tokens)`, the one after it is the second most probable, and so on round the vocabulary.
+where n is the number of tokens, w(p) = 1 + (mix(p) >> 44) and mix is that of the contract's random
+generator. So the greedy token is `next(tokens)`, the one after it is the second most probable, and
+so on round the vocabulary.
 """
 
 from __future__ import annotations
@@ -57,7 +61,8 @@ def _weights(length: int) -> FloatArray:
 
 
 class FakeModel:
-    """Pools of NaN and the hash over them. Symbols: G groups, N blocks, B positions in a block, R rows of a call.
+    """Pools of NaN and the hash over them. Symbols: G groups, N blocks, B positions in a block, R
+    rows of a call.
 
     Args:
         vocabulary_size: 2 to 2^18.
@@ -76,7 +81,9 @@ class FakeModel:
         windows: Sequence[int],
     ) -> None:
         if not 2 <= vocabulary_size <= VOCABULARY_SIZE_MAX:
-            raise ValueError(f"vocabulary_size {vocabulary_size} is not in 2..{VOCABULARY_SIZE_MAX}")
+            raise ValueError(
+                f"vocabulary_size {vocabulary_size} is not in 2..{VOCABULARY_SIZE_MAX}"
+            )
         if not 1 <= max_model_length <= MODEL_LENGTH_MAX:
             raise ValueError(f"max_model_length {max_model_length} is not in 1..{MODEL_LENGTH_MAX}")
         self.vocabulary_size = vocabulary_size
@@ -89,7 +96,8 @@ class FakeModel:
         self._positions = np.arange(whole_blocks * block_size, dtype=np.int32)
 
     def expected_token(self, tokens: Sequence[int]) -> int:
-        """The greedy token after `tokens` (at least one), in plain Python: what a right table must give."""
+        """The greedy token after `tokens` (at least one), in plain Python: what a right table must
+        give."""
         n, z = len(tokens), 0
         weights = self._weights
         for window in self.windows:
@@ -103,7 +111,8 @@ class FakeModel:
         self.pools[group][blocks, offsets] = tokens
 
     def copy_blocks(self, copies: Sequence[tuple[int, int, int]]) -> None:
-        """Copies (group, source, destination) blocks, all sources read before any destination is written."""
+        """Copies (group, source, destination) blocks, all sources read before any destination is
+        written."""
         for group, pool in enumerate(self.pools):
             pairs = [(s, d) for g, s, d in copies if g == group]
             if pairs:
@@ -113,14 +122,17 @@ class FakeModel:
     def next_tokens(
         self, tables: Sequence[npt.NDArray[Any]], lengths: IntArray
     ) -> tuple[IntArray, npt.NDArray[np.bool_]]:
-        """The greedy tokens after R contexts, every visible slot of which is read through the tables.
+        """The greedy tokens after R contexts, every visible slot of which is read through the
+        tables.
 
         Args:
-            tables: by group, [R, at least ceil(max(lengths) / B)] integer block ids; rows may have zeros past their end.
+            tables: by group, [R, at least ceil(max(lengths) / B)] integer block ids; rows may have
+                zeros past their end.
             lengths: [R], tokens of each context, at least 1.
 
         Returns:
-            tokens [R], and [R] whether a slot that was read held NaN; the token there has no meaning.
+            tokens [R], and [R] whether a slot that was read held NaN; the token there has no
+            meaning.
         """
         longest = int(lengths.max())
         entries = -(-longest // self.block_size)

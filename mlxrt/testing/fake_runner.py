@@ -1,4 +1,5 @@
-"""Runs plans on the fake model: keeps what an engine must of each sequence, applies updates, writes, reads, samples."""
+"""Runs plans on the fake model: keeps what an engine must of each sequence, applies updates,
+writes, reads, samples."""
 
 from __future__ import annotations
 
@@ -33,9 +34,7 @@ class FakeRunner:
         self._free = list(range(_FIRST_CAPACITY - 1, -1, -1))
         # One token more than positions: the last sampled token of a full sequence takes no slot.
         self._tokens = np.zeros((_FIRST_CAPACITY, model.max_model_length + 1), np.int64)
-        self._tables = [
-            np.zeros((_FIRST_CAPACITY, self._entries), np.int32) for _ in model.windows
-        ]
+        self._tables = [np.zeros((_FIRST_CAPACITY, self._entries), np.int32) for _ in model.windows]
         self._prompt_length: dict[int, int] = {}
         self._rules: dict[int, tuple[Sampling, int]] = {}
         """By handle, for sequences that are not plainly greedy: rules and seed."""
