@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.base import Module
 
 _NAME = "scaled_dot_product_attention"
 _ORIGINAL = "_mlxrt_original"
@@ -30,7 +30,7 @@ class AttendingCache(Protocol):
         """Attention of `queries` over what the cache holds."""
 
 
-def install_seam(model: nn.Module) -> tuple[str, ...]:
+def install_seam(model: Module) -> tuple[str, ...]:
     """Replaces the attention function in the modules of the model's classes. Idempotent.
 
     Returns:
@@ -46,7 +46,7 @@ def install_seam(model: nn.Module) -> tuple[str, ...]:
     return tuple(names)
 
 
-def uninstall_seam(model: nn.Module) -> None:
+def uninstall_seam(model: Module) -> None:
     """Puts the originals back. Idempotent. No engine may run a model of the same classes any more."""
     with _lock:
         for module in _modules_of(model):
@@ -54,7 +54,7 @@ def uninstall_seam(model: nn.Module) -> None:
             setattr(module, _NAME, getattr(function, _ORIGINAL, function))
 
 
-def _modules_of(model: nn.Module) -> list[ModuleType]:
+def _modules_of(model: Module) -> list[ModuleType]:
     """Python modules of the model's classes that hold the function."""
     names = sorted({type(part).__module__ for part in model.modules()})
     return [sys.modules[name] for name in names if hasattr(sys.modules[name], _NAME)]

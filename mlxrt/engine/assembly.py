@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import mlx.core as mx
@@ -74,7 +75,9 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
     device = current_device()
     chosen = choose_path(AttentionChoice(config.attention))
     dtype = _dtype(config, device)
-    max_length = min(config.max_model_length, checkpoint.max_model_length or config.max_model_length)
+    max_length = min(
+        config.max_model_length, checkpoint.max_model_length or config.max_model_length
+    )
     buckets = _buckets(config, device)
     gather = chosen.path.name == "gather"
     shape = _step_shape(checkpoint, config, dtype, max_length, buckets, gather)
@@ -244,5 +247,5 @@ def _describe(device: Device, path: AttentionPath) -> EngineDescription:
         device=device.description,
         attention_path=path.name,
         blas=blas.active() if device.kind == "cpu" else "",
-        mlx_version=mx.__version__,
+        mlx_version=metadata.version("mlx"),
     )

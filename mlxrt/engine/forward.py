@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
+from mlx.nn.layers.base import Module
 
 from mlxrt.attention import AttentionPath, PagedLayer, StepBinding, StepMetadata
 from mlxrt.engine.batch import Batch
@@ -46,7 +46,7 @@ class Forward:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Module,
         selector: RowSelector,
         layers: Sequence[PagedLayer],
         bindings: Sequence[StepBinding],
@@ -106,7 +106,9 @@ class Forward:
     def _witness(self) -> mx.array:
         last = self.layers[-1]
         # numpy, which reads it, has no bfloat16.
-        return mx.stack([pool.reshape(-1)[0] for pool in (last.keys, last.values)]).astype(mx.float32)
+        return mx.stack([pool.reshape(-1)[0] for pool in (last.keys, last.values)]).astype(
+            mx.float32
+        )
 
 
 def _upload(rows: np.ndarray[tuple[int], np.dtype[np.int32]] | None) -> mx.array | None:

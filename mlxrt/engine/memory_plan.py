@@ -99,7 +99,9 @@ class MemoryPlan:
             ("total", self.total_bytes, ""),
             ("limit", self.limit_bytes, f"{share:.0%} of {_mebibytes(self.device_bytes)}"),
         )
-        return "\n".join(f"{name:<11}{_mebibytes(size):>14}  {note}".rstrip() for name, size, note in lines)
+        return "\n".join(
+            f"{name:<11}{_mebibytes(size):>14}  {note}".rstrip() for name, size, note in lines
+        )
 
 
 def plan_memory(

@@ -152,7 +152,7 @@ class StepRunner:
             counters.sampled_rows += len(batch.selected_sequences)
         flight.launched_s = time.perf_counter()
         try:
-            mx.async_eval(flight.graph.arrays(), forward.pools())
+            mx.async_eval(flight.graph.arrays(), forward.pools())  # type: ignore[no-untyped-call]
         except Exception as error:
             self._recover(flight, "launching the step", error)
         flight.snapshot = flight.snapshot if flight.failure is None else []

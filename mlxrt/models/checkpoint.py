@@ -68,7 +68,9 @@ class Checkpoint:
         total = 0
         for tensor in self.tensors.values():
             cast = float_bytes is not None and tensor.dtype in _FLOAT_BYTES
-            total += tensor.element_count * float_bytes if cast and float_bytes else tensor.file_bytes
+            total += (
+                tensor.element_count * float_bytes if cast and float_bytes else tensor.file_bytes
+            )
         return total
 
 

@@ -80,7 +80,9 @@ def _llama_dropped(checkpoint: Checkpoint) -> list[str]:
     if nested.get("rope_type", "default") != "default" and not config.get("rope_scaling"):
         found.append(f"rope_parameters.rope_type: {nested['rope_type']}")
     if "tie_word_embeddings" not in config and "lm_head.weight" in checkpoint.tensors:
-        found.append("tie_word_embeddings: absent, so that mlx-lm ties them and drops lm_head.weight")
+        found.append(
+            "tie_word_embeddings: absent, so that mlx-lm ties them and drops lm_head.weight"
+        )
     return found + rope_findings(config).dropped
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.base import Module
 
 from mlxrt.models.checkpoint import Checkpoint
 from mlxrt.models.errors import ModelError
@@ -38,7 +38,7 @@ def import_mlx_lm_loader() -> Any:
     return utils
 
 
-def load_model(checkpoint: Checkpoint, dtype: mx.Dtype | None) -> nn.Module:
+def load_model(checkpoint: Checkpoint, dtype: mx.Dtype | None) -> Module:
     """Loads and evaluates the model on the calling thread; runs no code of the checkpoint.
 
     Args:
@@ -52,7 +52,7 @@ def load_model(checkpoint: Checkpoint, dtype: mx.Dtype | None) -> nn.Module:
         model, _ = loader.load_model(Path(checkpoint.folder), lazy=True, trust_remote_code=False)
     except (ValueError, KeyError, TypeError, FileNotFoundError, RuntimeError) as error:
         raise ModelError(f"mlx-lm can't load {checkpoint.folder}: {error}") from error
-    loaded: nn.Module = model
+    loaded: Module = model
     if dtype is not None:
         loaded.set_dtype(dtype)
     mx.eval(loaded.parameters())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.base import Module
 
 from mlxrt.attention import LayerShape
 from mlxrt.models.errors import ModelError
@@ -35,7 +35,9 @@ class _ProbeLayer:
         self.shape: LayerShape | None = None
         self.attend_count = 0
 
-    def make_mask(self, row_length: int, return_array: bool = False, window_size: Any = None) -> None:
+    def make_mask(
+        self, row_length: int, return_array: bool = False, window_size: Any = None
+    ) -> None:
         return None
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
@@ -50,7 +52,7 @@ class _ProbeLayer:
         return mx.zeros((*queries.shape[:3], self.shape.value_width), queries.dtype)
 
 
-def probe(model: nn.Module, layer_count: int) -> ModelShape:
+def probe(model: Module, layer_count: int) -> ModelShape:
     """Builds a forward of one row through caches that record; the seam must be installed.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx.nn.layers.base import Module
 
 from mlxrt.models.errors import ModelError
 
@@ -17,7 +17,7 @@ class RowSelector:
         rows: [K] int32 indices into the T rows; None for all of them.
     """
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, inner: Module) -> None:
         self._inner = inner
         self.rows: mx.array | None = None
 
@@ -34,15 +34,17 @@ class RowSelector:
         return getattr(self._inner, name)
 
 
-def install_row_selector(model: nn.Module) -> RowSelector:
+def install_row_selector(model: Module) -> RowSelector:
     """Puts a selector in the place of `model.model`; `Model.__call__` does its own head on what it returns.
 
     Raises:
         ModelError: the model has no inner model of that name.
     """
     inner = getattr(model, "model", None)
-    if not isinstance(inner, nn.Module):
-        raise ModelError(f"{type(model).__module__}: the model has no inner model to select rows of")
+    if not isinstance(inner, Module):
+        raise ModelError(
+            f"{type(model).__module__}: the model has no inner model to select rows of"
+        )
     selector = RowSelector(inner)
     model.model = selector
     return selector

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import json
 import queue
+import random
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlxrt.attention import uninstall_seam
 from mlxrt.core.model import ModelFacts
-from mlxrt.core.step import StepOutcome, StepPlan
+from mlxrt.core.sampling import GREEDY
+from mlxrt.core.step import Entry, Registration, StepOutcome, StepPlan, TableUpdate, TokenSource
 from mlxrt.engine.base import EngineDescription
 from mlxrt.engine.engine_config import EngineConfig
 from mlxrt.engine.mlx_engine import MlxEngine
 from mlxrt.errors import MlxrtError
 from mlxrt.models.loading import import_mlx_lm_loader
+
+import_mlx_lm_loader()
+from mlx_lm.models.cache import make_prompt_cache  # noqa: E402
 
 TIMEOUT_S = 60
 
@@ -184,3 +193,201 @@ def start_engine() -> Iterator[Callable[..., RunningEngine]]:
     yield start
     for running in started:
         running.engine.close()
+
+
+@dataclass
+class Sequence:
+    """What the scheduler knows of one sequence: tokens read, tokens known to exist, positions computed, blocks."""
+
+    handle: int
+    prompt: list[int]
+    goal: int
+    tokens: list[int] = field(default_factory=list)
+    known: int = 0
+    position: int = 0
+    blocks: list[int] = field(default_factory=list)
+    registered: bool = False
+    table_sent: int = 0
+    logits: dict[int, bytes] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        return self.known >= len(self.prompt) + self.goal
+
+
+Rows = tuple[Sequence, bool, int]
+"""A sequence's part in a step: the sequence, whether it samples, and its length after the rows."""
+
+
+class Scheduler:
+    """A small deterministic scheduler that makes plans: chunked and mixed prefill, decode, scattered and recycled blocks,
+    preemption and resumption, prefix sharing with copies, and two steps in flight.
+    """
+
+    def __init__(self, running: RunningEngine, seed: int, in_flight: int = 2) -> None:
+        self.running = running
+        self.random = random.Random(seed)
+        self.block_size = running.facts.block_size
+        self.free = list(range(1, running.facts.groups[0].block_count))
+        self.random.shuffle(self.free)
+        self.owners: dict[int, int] = {}
+        self.in_flight = in_flight
+        self.waiting: deque[list[Rows]] = deque()
+        self.ticket = 0
+        self.sequences: list[Sequence] = []
+        self.plan = StepPlan(0)
+        self.seen: Counter[str] = Counter()
+
+    def add(self, prompt: list[int], goal: int) -> Sequence:
+        """A sequence that starts with the next step."""
+        sequence = Sequence(len(self.sequences) + 1, prompt, goal, list(prompt), len(prompt))
+        self.sequences.append(sequence)
+        return sequence
+
+    def share(self, source: Sequence, length: int, rest: list[int], goal: int) -> Sequence:
+        """A sequence that begins with `length` computed tokens of the source's prompt: whole blocks shared, the rest copied."""
+        assert length <= min(source.position, len(source.prompt))
+        sequence = self.add(source.prompt[:length] + rest, goal)
+        whole = length // self.block_size
+        sequence.blocks = source.blocks[:whole]
+        for block in sequence.blocks:
+            self.owners[block] += 1
+        if length % self.block_size:
+            copy = self._allocate()
+            self.plan.copies.append((0, source.blocks[whole], copy))
+            sequence.blocks.append(copy)
+        sequence.position = length
+        self.seen["shared"] += 1
+        return sequence
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Takes the blocks away; the next step of the sequence starts anew from the tokens that the engine keeps."""
+        self._release(sequence.blocks)
+        sequence.blocks, sequence.position, sequence.table_sent = [], 0, 0
+        self.plan.table_updates.append(TableUpdate(sequence.handle, 0, 0, [], 0))
+        self.seen["preempted"] += 1
+
+    def step(self, chosen: list[Sequence], chunk: int, logits: bool = False) -> None:
+        """Submits one step in which each chosen sequence computes up to `chunk` rows; reads outcomes as needed."""
+        plan = self.plan
+        rows: list[Rows] = []
+        entries: list[Rows] = []
+        for sequence in chosen:
+            start, count = sequence.position, min(chunk, sequence.known - sequence.position)
+            sample = start + count == sequence.known
+            self._register(sequence, start + count)
+            if count == 1 and sample and start >= len(sequence.prompt) and not logits:
+                plan.decode_handles.append(sequence.handle)
+                plan.decode_starts.append(start)
+                rows.append((sequence, True, start + count))
+                self.seen["decode"] += 1
+            else:
+                plan.entries.append(
+                    Entry(sequence.handle, start, count, TokenSource.REGISTERED, (), sample, logits)
+                )
+                entries.append((sequence, sample, start + count))
+                self.seen["chunk"] += count > 1
+            sequence.position += count
+            sequence.known += sample
+        self.seen["mixed"] += bool(rows and entries)
+        self.submit(rows + entries)
+
+    def submit(self, rows: list[Rows]) -> None:
+        """Hands the plan over, then reads until there is room for one more."""
+        self.ticket += 1
+        self.plan.ticket = self.ticket
+        self.running.submit(self.plan)
+        self.plan = StepPlan(0)
+        self.waiting.append(rows)
+        while len(self.waiting) >= self.in_flight:
+            self.read()
+
+    def read(self) -> StepOutcome:
+        """Reads the oldest outcome."""
+        rows = self.waiting.popleft()
+        outcome = self.running.outcome()
+        assert outcome.failure is None, outcome.failure
+        decoded = list(outcome.decode_tokens)
+        assert not outcome.decode_details
+        for index, (sequence, sample, length) in enumerate(rows):
+            if index < len(decoded):
+                sequence.tokens.append(decoded[index])
+                continue
+            row = outcome.entry_rows[index - len(decoded)]
+            assert row.failure is None
+            if row.logits is not None:
+                sequence.logits[length] = row.logits
+            if sample:
+                assert row.token is not None
+                sequence.tokens.append(row.token)
+        return outcome
+
+    def retire(self, sequence: Sequence) -> None:
+        """Frees everything of a sequence with the next plan."""
+        self._release(sequence.blocks)
+        sequence.blocks = []
+        self.plan.retired.append(sequence.handle)
+
+    def _register(self, sequence: Sequence, length: int) -> None:
+        if not sequence.registered:
+            sequence.registered = True
+            self.plan.registrations.append(
+                Registration(sequence.handle, sequence.prompt, GREEDY, 0)
+            )
+        while len(sequence.blocks) * self.block_size < length:
+            sequence.blocks.append(self._allocate())
+        first = sequence.table_sent
+        if first < len(sequence.blocks):
+            self.plan.table_updates.append(
+                TableUpdate(
+                    sequence.handle, 0, first, sequence.blocks[first:], len(sequence.blocks)
+                )
+            )
+            sequence.table_sent = len(sequence.blocks)
+
+    def _allocate(self) -> int:
+        block = self.free.pop()
+        self.owners[block] = 1
+        return block
+
+    def _release(self, blocks: list[int]) -> None:
+        for block in blocks:
+            self.owners[block] -= 1
+            if not self.owners[block]:
+                self.free.insert(self.random.randrange(len(self.free) + 1), block)
+                self.seen["recycled"] += 1
+
+
+class Oracle:
+    """mlx-lm itself, unpatched, with its own cache."""
+
+    def __init__(self, folder: Path, dtype: mx.Dtype = mx.float32) -> None:
+        self.model, _ = import_mlx_lm_loader().load_model(folder)
+        uninstall_seam(self.model)
+        self.model.set_dtype(dtype)
+
+    def greedy(self, prompt: list[int], count: int) -> list[int]:
+        """The prompt and `count` tokens after it."""
+        cache = make_prompt_cache(self.model)
+        tokens = list(prompt)
+        logits = self.model(mx.array([tokens]), cache=cache)[0, -1]
+        for _ in range(count):
+            tokens.append(int(logits.argmax()))
+            logits = self.model(mx.array([tokens[-1:]]), cache=cache)[0, -1]
+        return tokens
+
+    def logits(self, tokens: list[int]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        """[n, V]: the logits after each token, of one dense run."""
+        return np.array(self.model(mx.array([tokens]))[0].astype(mx.float32))
+
+
+@pytest.fixture
+def make_scheduler() -> type[Scheduler]:
+    """The scheduler's class."""
+    return Scheduler
+
+
+@pytest.fixture
+def make_oracle() -> type[Oracle]:
+    """The oracle's class."""
+    return Oracle
