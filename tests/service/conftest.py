@@ -91,6 +91,8 @@ def refusal_of(error: grpc.RpcError) -> Refusal:
 class Harness:
     """One server in a thread and a channel to it."""
 
+    refusal_of = staticmethod(refusal_of)
+
     def __init__(self, settings: Settings, engine: FakeEngine) -> None:
         self.engine = engine
         self.settings = settings
