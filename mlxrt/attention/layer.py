@@ -24,19 +24,25 @@ class WindowMask:
 
 
 class StepBinding:
-    """The step that the layers of one group serve now. Owned by the engine's thread."""
+    """The step that the layers of one group serve now. Owned by the engine's thread.
 
-    __slots__ = ("path", "positions", "prepared")
+    Attributes:
+        attended: attention calls that have reached the group's layers in this step.
+    """
+
+    __slots__ = ("attended", "path", "positions", "prepared")
 
     def __init__(self, path: AttentionPath) -> None:
         self.path = path
         self.positions: mx.array | None = None
         self.prepared: Any = None
+        self.attended = 0
 
     def begin(self, metadata: StepMetadata) -> None:
         """Makes `metadata` what the group's layers use from now on."""
         self.positions = metadata.positions
         self.prepared = self.path.prepare(metadata)
+        self.attended = 0
 
     def end(self) -> None:
         """Forgets the step, so that its arrays can be freed."""
@@ -92,6 +98,7 @@ class PagedLayer:
         """
         if mask is not None and not isinstance(mask, WindowMask):
             raise RuntimeError(f"a paged layer can't serve a mask of type {type(mask).__name__}")
+        self._binding.attended += 1
         output = self._binding.path.attend(
             queries.squeeze(2),
             (self.keys, self.values),

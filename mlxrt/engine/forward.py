@@ -90,9 +90,11 @@ class Forward:
             tokens = _input_tokens(batch, unread)[:, None]
             if sampling is None:
                 self._selector.without_head(tokens, self.layers)
+                self._check_seam()
                 return StepGraph(None, None, self._witness())
             self._selector.rows = _upload(batch.selected_rows)
             logits = self._model(tokens, cache=self.layers).squeeze(1)
+            self._check_seam()
         finally:
             self._selector.rows = None
             for binding in self._bindings:
@@ -102,6 +104,12 @@ class Forward:
             chosen = mx.array(np.array(batch.logits_selections, np.int32))
             answered = logits[chosen].astype(mx.float32)
         return StepGraph(sample(logits, sampling, unread), answered, None)
+
+    def _check_seam(self) -> None:
+        """Raises RuntimeError unless every layer attended: without the seam a model would compute something else."""
+        attended = sum(binding.attended for binding in self._bindings)
+        if attended != len(self.layers):
+            raise RuntimeError(f"{attended} of {len(self.layers)} layers attended to the pool")
 
     def _witness(self) -> mx.array:
         last = self.layers[-1]

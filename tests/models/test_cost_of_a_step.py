@@ -1,0 +1,112 @@
+"""What a step may cost: one evaluation, no memory that grows with the pool, the path that was asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+
+import mlx.core as mx
+import pytest
+
+
+def _population(scheduler, count: int = 6) -> None:
+    for index in range(count):
+        scheduler.add(list(range(1, 4 + 5 * index)), 12)
+
+
+def _run(scheduler, chunk: int = 8) -> int:
+    steps = 0
+    while pending := [s for s in scheduler.sequences if not s.finished]:
+        scheduler.step(pending, chunk=chunk)
+        steps += 1
+    while scheduler.waiting:
+        scheduler.read()
+    return steps
+
+
+@pytest.mark.parametrize("path", ["gather", "native"])
+def test_one_async_eval_a_step_and_no_other_evaluation(
+    path, checkpoint, start_engine, make_scheduler, monkeypatch
+):
+    running = start_engine(checkpoint("qwen3"), attention=path)
+    calls: Counter[str] = Counter()
+    for name in ("eval", "async_eval", "synchronize"):
+        original = getattr(mx, name)
+
+        def counted(*arguments, _name=name, _original=original):
+            calls[_name, threading.current_thread().name] += 1
+            return _original(*arguments)
+
+        monkeypatch.setattr(mx, name, counted)
+    scheduler = make_scheduler(running, seed=1)
+    _population(scheduler)
+    steps = _run(scheduler)
+    assert calls == {("async_eval", "mlxrt-engine"): steps}
+    assert running.engine.counters().async_evals == steps
+
+
+@pytest.mark.parametrize("path", ["gather", "native"])
+def test_a_step_takes_no_memory_that_grows_with_the_pool(
+    path, checkpoint, start_engine, make_scheduler
+):
+    extra = {}
+    for num_blocks in (256, 8192):
+        running = start_engine(checkpoint("llama"), attention=path, num_blocks=num_blocks)
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        scheduler = make_scheduler(running, seed=1)
+        _population(scheduler)
+        _run(scheduler)
+        extra[num_blocks] = running.engine.counters().peak_bytes - before
+        pool_bytes = running.engine.memory_plan.pool_bytes
+        running.engine.close()
+    layer_array_bytes = pool_bytes // 4
+    assert extra[8192] - extra[256] < layer_array_bytes // 16
+
+
+def test_the_plan_bounds_what_a_step_takes(checkpoint, start_engine, make_scheduler):
+    for path in ("gather", "native"):
+        running = start_engine(
+            checkpoint("qwen3"), attention=path, max_step_rows=512, max_model_length=512
+        )
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        scheduler = make_scheduler(running, seed=1)
+        scheduler.add([5] * 500, 3)
+        scheduler.add([6] * 12, 3)
+        _run(scheduler, chunk=500)
+        taken = running.engine.counters().peak_bytes - before
+        assert taken <= running.engine.memory_plan.step_bytes
+        running.engine.close()
+
+
+def test_rows_are_padded_to_buckets_and_padding_changes_nothing(
+    checkpoint, start_engine, make_scheduler
+):
+    tokens = {}
+    for buckets in ((), (4, 16, 64)):
+        for path in ("gather", "native"):
+            running = start_engine(checkpoint("qwen3"), attention=path, row_buckets=buckets)
+            scheduler = make_scheduler(running, seed=1, in_flight=1)
+            _population(scheduler, 5)
+            pending = scheduler.sequences
+            scheduler.step(pending, chunk=8)
+            assert running.engine.counters().rows == 3 + 8 * 4
+            expected_padding = 64 - 35 if buckets else 0
+            assert running.engine.counters().padding_rows == expected_padding
+            _run(scheduler)
+            tokens[path, buckets] = [s.tokens for s in scheduler.sequences]
+            running.engine.close()
+    assert tokens["gather", ()] == tokens["gather", (4, 16, 64)]
+    assert tokens["native", ()] == tokens["native", (4, 16, 64)] == tokens["gather", ()]
+
+
+def test_the_bucket_is_reported(checkpoint, start_engine, make_scheduler):
+    running = start_engine(checkpoint("qwen3"), row_buckets=(4, 16, 64))
+    scheduler = make_scheduler(running, seed=1, in_flight=2)
+    scheduler.add([1, 2, 3, 4, 5], 4)
+    scheduler.step(scheduler.sequences, chunk=8)
+    outcome = scheduler.read()
+    assert outcome.bucket_row_count == 16
+    assert outcome.timings.build_us > 0
+    assert outcome.timings.device_us > 0
