@@ -16,7 +16,7 @@ def main() -> None:
     model_path, sequences, context, blas_choice, dtype = sys.argv[1:6]
     from mlxrt import blas
 
-    if blas_choice == "openblas":
+    if blas_choice != "reference":
         blas.load_openblas()
     import mlx.core as mx
     from mlx_lm.generate import BatchGenerator
