@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +13,9 @@ from mlxrt.engine.base import Engine
 from mlxrt.server.app import Server
 from mlxrt.server.lifecycle import ExitCode, ServerState
 from mlxrt.testing.fake_engine import FakeEngine
+
+DEFAULTS: dict[str, Any] = {"address": "127.0.0.1:0", "drain_seconds": 0.0}
+"""Settings unless others are given: a free port, and no waiting for sessions left open."""
 
 
 class ServerThread:
@@ -34,12 +38,12 @@ class ServerThread:
         Args:
             engine: not started yet; None for a FakeEngine of the default size.
             start_timeout_s: longest wait for it to serve.
-            settings: of mlxrt.config.Settings.
+            settings: of mlxrt.config.Settings, over DEFAULTS.
         """
         self.engine: Engine = engine if engine is not None else FakeEngine()
         self.address = ""
         self.exit_code: ExitCode | None = None
-        self._settings: Settings = load_settings(**{"address": "127.0.0.1:0", **settings})
+        self._settings: Settings = load_settings(**{**DEFAULTS, **settings})
         self._start_timeout_s = start_timeout_s
         self._serving = threading.Event()
         self._failed = False
@@ -68,10 +72,8 @@ class ServerThread:
     def stop(self) -> None:
         """Drains the server and waits for its end; a server that has ended stays so."""
         if self._loop is not None and self._server is not None and self._thread.is_alive():
-            try:
+            with contextlib.suppress(RuntimeError):  # the loop has just ended by itself
                 self._loop.call_soon_threadsafe(self._server.drain)
-            except RuntimeError:  # the loop has ended between the question and the call
-                pass
         self._thread.join()
 
     def _run(self) -> None:

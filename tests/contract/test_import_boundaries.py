@@ -1,0 +1,86 @@
+"""What may import what: each claim is checked in a fresh interpreter."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CORE_FORBIDDEN = {
+    "grpc",
+    "mlx",
+    "mlx_lm",
+    "numpy",
+    "time",
+    "random",
+    "asyncio",
+    "threading",
+    "datetime",
+}
+
+PROBE = """
+import importlib, json, sys
+before = set(sys.modules)
+importlib.import_module(sys.argv[1])
+roots = {name.split(".")[0] for name in set(sys.modules) - before}
+print(json.dumps(sorted(roots)))
+"""
+
+
+def roots_imported_by(repository: Path, module: str) -> set[str]:
+    """Returns the top-level names of all modules that importing `module` loads."""
+    folders = [str(repository), str(repository / "clients" / "python")]
+    paths = [*folders, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-c", PROBE, module]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+def test_the_client_needs_grpcio_and_protobuf_only(repository: Path) -> None:
+    roots = roots_imported_by(repository, "mlxrt_client")
+    foreign = {r for r in roots if r not in sys.stdlib_module_names and not r.startswith("_")}
+    # grpcio 1.71 and later need typing_extensions on older Pythons; google is protobuf's package.
+    assert foreign - {"mlxrt_client", "grpc", "google", "typing_extensions"} == set()
+    assert {"mlxrt_client", "grpc", "google"} <= foreign
+
+
+@pytest.mark.parametrize("module", ["mlxrt.server", "mlxrt.testing", "mlxrt.core", "mlxrt.config"])
+def test_the_server_without_a_model_imports_no_mlx(repository: Path, module: str) -> None:
+    roots = roots_imported_by(repository, module)
+    assert "mlxrt" in roots
+    assert roots.isdisjoint({"mlx", "mlx_lm", "transformers"})
+
+
+def test_every_module_of_the_server_and_of_testing_is_free_of_mlx(repository: Path) -> None:
+    paths = [*repository.glob("mlxrt/server/**/*.py"), *repository.glob("mlxrt/testing/**/*.py")]
+    assert paths
+    for path in paths:
+        assert imports_of(path).isdisjoint({"mlx", "mlx_lm"}), path
+
+
+def test_the_core_knows_no_transport_no_device_no_clock_and_no_chance(repository: Path) -> None:
+    paths = list(repository.glob("mlxrt/core/**/*.py"))
+    assert paths
+    for path in paths:
+        assert imports_of(path).isdisjoint(CORE_FORBIDDEN), path
+        source = path.read_text()
+        assert "__import__" not in source and "importlib" not in source, path
+    assert roots_imported_by(repository, "mlxrt.core.core").isdisjoint({"grpc", "mlx", "numpy"})
+
+
+def imports_of(path: Path) -> set[str]:
+    """Returns the top-level names that a file imports anywhere in it, functions included."""
+    roots = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            roots.add(node.module.split(".")[0])
+    return roots
