@@ -104,7 +104,7 @@ class Server:
                 ready=self._on_ready,
                 outcome=self._on_outcome,
                 lost=self._on_lost,
-            )  # fmt: skip
+            )
         )
 
     def drain(self) -> None:

@@ -90,6 +90,7 @@ class Dispatcher:
         self._on_defect = on_defect
         self._waiters: dict[int, Waiter] = {}
         self._submitted_s: dict[int, float] = {}
+        self._accepted_numbers: dict[str, int] = {}
         self._outcomes: deque[StepOutcome] = deque()
         self._pumping = False
         self._stopped = False
@@ -103,6 +104,7 @@ class Dispatcher:
         """
         answer = self._core.accept(session_id, epoch, step, self._now_ms())
         if type(answer) is Accepted:
+            self._accepted_numbers[session_id] = step.step_number
             waiter = self._waiters[answer.ticket] = Waiter(step.step_number)
             self.pump()
             return waiter, False
@@ -111,6 +113,14 @@ class Dispatcher:
             waiter.resolve(answer.reply)
             return waiter, True
         return self._waiters[answer.ticket], True  # type: ignore[union-attr]
+
+    def was_accepted(self, session_id: str, step_number: int) -> bool:
+        """Whether the session's step of this number was accepted, so that a call is a repeat."""
+        return step_number <= self._accepted_numbers.get(session_id, 0)
+
+    def forget(self, session_id: str) -> None:
+        """Drops what is known of a session that has ended."""
+        self._accepted_numbers.pop(session_id, None)
 
     def deliver(self, outcome: StepOutcome) -> None:
         """Takes an outcome from the engine, in the order of the plans."""

@@ -8,8 +8,6 @@ from collections.abc import Awaitable, Callable
 from google.protobuf.message import Message
 from mlxrt_client.v1 import execution_pb2, step_pb2
 
-from mlxrt.core.answers import SessionRef
-from mlxrt.core.core import Core
 from mlxrt.core.model import Limits, ModelFacts
 from mlxrt.errors import MlxrtError, field_invalid, unsupported
 from mlxrt.server.decode_step import StepCall, StepDecoder
@@ -52,19 +50,15 @@ class StepPipeline:
 
     def __init__(
         self,
-        core: Core,
         dispatcher: Dispatcher,
         lifecycle: Lifecycle,
         facts: ModelFacts,
         limits: Limits,
-        now_ms: Callable[[], int],
     ) -> None:
         self.limits = limits
-        self._core = core
         self._dispatcher = dispatcher
         self._lifecycle = lifecycle
         self._decoder = StepDecoder(facts, limits)
-        self._now_ms = now_ms
 
     def begin_step(self, data: bytes) -> Pending:
         """Step: accepts a StepRequest. Raises MlxrtError where it is refused."""
@@ -146,13 +140,9 @@ class StepPipeline:
     def _check_state(self, call: StepCall) -> None:
         """While draining, a step that registers sequences is refused unless it is a repeat."""
         self._lifecycle.check_serving()
-        if not call.step.new_sequences:
-            return
-        session = self._core.get_session(
-            SessionRef(call.session_id, call.epoch), self._now_ms(),
-            include_tables=False, include_tokens=False,
-        )  # fmt: skip
-        if call.step.step_number >= session.next_step_number:
+        if call.step.new_sequences and not self._dispatcher.was_accepted(
+            call.session_id, call.step.step_number
+        ):
             self._lifecycle.check_starting()
 
 

@@ -67,13 +67,12 @@ class Reaper:
         self._notice_sleep(now_ms, now_wall_ms)
         core = self._runtime.core
         if now_ms >= self._hold_until_ms:
-            for ended in core.expire(now_ms):
+            for ended in self._runtime.expire(now_ms):
                 _log.warning(
                     "lease expired", session_id=ended.session_id, client_name=ended.client_name,
                     freed_blocks=sum(ended.freed_block_counts.values()),
                     released_sequences=ended.released_sequence_count,
                 )  # fmt: skip
-            self._runtime.dispatcher.pump()
         due_ms = core.next_expiry_ms()
         wait_ms = LOOK_INTERVAL_MS
         if due_ms is not None:

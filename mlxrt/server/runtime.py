@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from mlxrt.core.answers import ClosedSession
 from mlxrt.core.core import Core
 from mlxrt.core.model import Limits, ModelFacts
 from mlxrt.engine.base import Engine
@@ -34,6 +35,14 @@ class Runtime:
     dispatcher: Dispatcher
     pipeline: StepPipeline
     now_ms: Callable[[], int]
+
+    def expire(self, now_ms: int) -> list[ClosedSession]:
+        """Ends the sessions whose lease has run out by `now_ms`; answers them."""
+        ended = self.core.expire(now_ms)
+        for session in ended:
+            self.dispatcher.forget(session.session_id)
+        self.dispatcher.pump()
+        return ended
 
     @property
     def holds_nothing(self) -> bool:
@@ -76,5 +85,5 @@ def build_runtime(
     limits = limits_in_force(configured, facts)
     core = Core(facts, limits)
     dispatcher = Dispatcher(core, engine, now_ms, on_defect)
-    pipeline = StepPipeline(core, dispatcher, lifecycle, facts, limits, now_ms)
+    pipeline = StepPipeline(dispatcher, lifecycle, facts, limits)
     return Runtime(facts, limits, core, dispatcher, pipeline, now_ms)

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from mlxrt.core.model import Group, GroupKind, ModelFacts
 from mlxrt.core.step import StepPlan, Timings
@@ -54,6 +55,11 @@ class FakeEngine:
         step_s: seconds that each step pretends to take.
         load_gate: loading waits until this is set.
         faults: failures to inject.
+
+    Attributes:
+        plans_run: plans run, cancelled ones left out.
+        last_ticket: of the plan that came last; 0 before the first.
+        tokenizer_folder: None, unless a test sets it.
     """
 
     depth = 2
@@ -77,6 +83,8 @@ class FakeEngine:
         self.model = FakeModel(vocabulary_size, max_model_length, block_size, num_blocks, windows)
         self.faults = faults or FakeFaults()
         self.plans_run = 0
+        self.last_ticket = 0
+        self.tokenizer_folder: Path | None = None
         self.facts = ModelFacts(
             model_name="fake",
             model_type="fake",
@@ -159,6 +167,7 @@ class FakeEngine:
         started = time.perf_counter()
         if self._step_s and not plan.cancelled:
             time.sleep(self._step_s)
+        self.last_ticket = plan.ticket
         if plan.ticket == self.faults.lose_ticket:
             self._lost = True
             self._listener.on_lost(MlxrtError(Reason.DEVICE_LOST, "the fake device is lost"))

@@ -27,7 +27,9 @@ from mlxrt.testing import FakeEngine
 
 T = TypeVar("T")
 SERVICES = {
-    "SessionService": ("OpenSession", "RenewSession", "ResumeSession", "GetSession", "CloseSession"),
+    "SessionService": (
+        "OpenSession", "RenewSession", "ResumeSession", "GetSession", "CloseSession",
+    ),
     "ExecutionService": (
         "AllocateBlocks", "FreeBlocks", "Prefill", "Decode", "Step", "Execute", "FreeSequences",
         "ExportBlocks", "ImportBlocks",
