@@ -11,7 +11,7 @@ import pytest
 from mlxrt_client import Client, Scheduler, Token, v1
 from mlxrt_client.errors import StepDiscardedError
 
-from mlxrt.core.step import StepPlan
+from mlxrt.core.step import StepOutcome, StepPlan
 from mlxrt.engine.base import EngineListener
 from mlxrt.testing import FakeEngine, FakeFaults
 from mlxrt.testing.server_thread import ServerThread
@@ -22,21 +22,35 @@ VOCABULARY = 4096
 class WatchedEngine(FakeEngine):
     """A fake engine that counts the plans that are submitted and have no outcome."""
 
+    outstanding = outstanding_max = 0
+
     def start(self, listener: EngineListener) -> None:
         self.lock = threading.Lock()
-        self.outstanding = self.outstanding_max = 0
-        super().start(listener)
+        super().start(Watch(self, listener))
 
     def submit(self, plan: StepPlan) -> None:
-        with self.lock:
-            self.outstanding += 1
-            self.outstanding_max = max(self.outstanding_max, self.outstanding)
+        self.count(1)
         super().submit(plan)
 
-    def _run(self, plan: StepPlan) -> None:
+    def count(self, change: int) -> None:
+        """Adds to the number of plans without an outcome."""
         with self.lock:
-            self.outstanding -= 1
-        super()._run(plan)
+            self.outstanding += change
+            self.outstanding_max = max(self.outstanding_max, self.outstanding)
+
+
+class Watch:
+    """Passes a listener's calls on and counts the outcomes before they are heard."""
+
+    def __init__(self, engine: WatchedEngine, listener: EngineListener) -> None:
+        self.on_progress, self.on_ready = listener.on_progress, listener.on_ready
+        self.on_lost = listener.on_lost
+        self._engine, self._listener = engine, listener
+
+    def on_outcome(self, outcome: StepOutcome) -> None:
+        """A plan has ended."""
+        self._engine.count(-1)
+        self._listener.on_outcome(outcome)
 
 
 def prompts_of(count: int, longest: int, seed: int) -> list[list[int]]:
