@@ -54,8 +54,9 @@ def _damage(tickets: Iterable[Ticket]) -> set[Block]:
 
 
 def _step_back(sequence: Sequence, damaged: set[Block], bounds: Bounds) -> None:
+    stood = sequence.committed
     for group, table in enumerate(sequence.tables):
-        first = bounds.first_read(group, sequence.committed)
+        first = bounds.first_read(group, stood)
         for index, block in enumerate(table):
             if block in damaged and (index + 1) * bounds.block_size > first:
                 assert block is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Row
+
 from mlxrt.core.bounds import Bounds
 from mlxrt.core.draft import Draft
 from mlxrt.core.row_checks import Place, check_decode, check_item_rows, check_shape
@@ -116,6 +118,8 @@ def _check_copies(draft: Draft, step: StepInput, bounds: Bounds) -> None:
 
 def _check_decodes(draft: Draft, step: StepInput, bounds: Bounds) -> None:
     decode_ids = step.decode_ids
+    if len(set(decode_ids)) != len(decode_ids):
+        _refuse_twice(decode_ids)
     sequences = draft.session.sequences
     plain = not draft.distrust
     regular = not draft.released and not draft.registered
@@ -136,12 +140,13 @@ def _check_decodes(draft: Draft, step: StepInput, bounds: Bounds) -> None:
             check_decode(
                 draft, sequence, Place(f"decode_sequence_ids[{index}]", is_item=False), bounds
             )
-    if len(set(decode_ids)) != len(decode_ids):
-        seen: set[int] = set()
-        for index, sequence_id in enumerate(decode_ids):
-            if sequence_id in seen:
-                raise field_invalid(
-                    f"decode_sequence_ids[{index}]",
-                    f"sequence {sequence_id} stands in the step twice",
-                )
-            seen.add(sequence_id)
+
+
+def _refuse_twice(decode_ids: Row[int]) -> None:
+    seen: set[int] = set()
+    for index, sequence_id in enumerate(decode_ids):
+        if sequence_id in seen:
+            raise field_invalid(
+                f"decode_sequence_ids[{index}]", f"sequence {sequence_id} stands in the step twice"
+            )
+        seen.add(sequence_id)

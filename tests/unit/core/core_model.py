@@ -1,0 +1,264 @@
+"""What the core should do, said in the plainest way: copy the state, replay the steps.
+
+A session is a state in which everything committed is true (`base`) and a list of what was accepted since (`events`).
+The state after all of it is replayed from the beginning whenever it is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from core_engine import Content, row_content, sampled_token
+
+from mlxrt.core.model import ModelFacts
+from mlxrt.core.step import Item, StepInput, TokenSource
+
+
+@dataclass
+class Known:
+    """A sequence: its tables by group (0 is a hole), tokens and position."""
+
+    uid: int
+    tables: list[list[int]]
+    tokens: list[int]
+    position: int = 0
+    given: bool = False
+    failed: bool = False
+
+    def copy(self) -> Known:
+        return Known(
+            self.uid, [list(t) for t in self.tables], list(self.tokens), self.position, self.given, self.failed
+        )  # fmt: skip
+
+
+@dataclass
+class State:
+    """Sequences by id; of every leased block the contents of its computed positions, from its first on."""
+
+    sequences: dict[int, Known] = field(default_factory=dict)
+    blocks: dict[tuple[int, int], list[Content]] = field(default_factory=dict)
+
+    def copy(self) -> State:
+        return State(
+            {i: s.copy() for i, s in self.sequences.items()},
+            {key: list(contents) for key, contents in self.blocks.items()},
+        )
+
+    def named(self) -> list[tuple[int, int]]:
+        """Every table entry but holes."""
+        return [
+            (group, block_id)
+            for sequence in self.sequences.values()
+            for group, table in enumerate(sequence.tables)
+            for block_id in table
+            if block_id
+        ]
+
+
+@dataclass
+class StepEvent:
+    """An accepted step; `dead` are sequences that had failed before, `uids` those that it registers."""
+
+    ticket: int
+    step: StepInput
+    dead: set[int]
+    uids: dict[int, int]
+    ran: bool = False
+
+
+Event = StepEvent | Callable[[State], None]
+
+
+@dataclass
+class Rows:
+    """What the rows of one sequence left."""
+
+    contents: list[Content]
+    written: list[tuple[int, int, int]]
+    token: int | None
+    position: int
+
+
+class Machine:
+    """How a state changes, for one model."""
+
+    def __init__(self, facts: ModelFacts) -> None:
+        self.facts = facts
+        self.groups = range(len(facts.groups))
+
+    def first_read(self, group: int, position: int) -> int:
+        window = self.facts.groups[group].window
+        return max(0, position - window + 1) if window else 0
+
+    def accept(self, state: State, event: StepEvent) -> None:
+        """Releases, registrations and table changes."""
+        step = event.step
+        for sequence_id in step.releases:
+            del state.sequences[sequence_id]
+        for new in step.new_sequences:
+            tables = [list(new.tables.get(group, [])) for group in self.groups]
+            state.sequences[new.sequence_id] = Known(
+                event.uids[new.sequence_id], tables, list(new.prompt)
+            )
+        for item in step.items:
+            if item.sequence_id not in event.dead:
+                self.change_tables(state.sequences[item.sequence_id], item)
+
+    def change_tables(self, sequence: Known, item: Item) -> None:
+        if item.replace is not None:
+            sequence.tables = [list(item.replace.get(group, [])) for group in self.groups]
+            sequence.position = 0
+        for group, ids in (item.append or {}).items():
+            sequence.tables[group] += ids
+        for group, count in (item.leading_holes or {}).items():
+            sequence.tables[group][:count] = [0] * count
+
+    def run(self, state: State, event: StepEvent, failing: set[int]) -> dict[int, Rows]:
+        """The whole step; sequences in `failing` (ids) fail. Answers the rows by sequence id."""
+        self.accept(state, event)
+        read = {(g, d): list(state.blocks[g, s]) for g, s, d in event.step.copies}
+        state.blocks.update(read)
+        decodes = [
+            Item(i, 1, None, TokenSource.LAST_SAMPLED, sample=True) for i in event.step.decode_ids
+        ]
+        results: dict[int, Rows] = {}
+        for item in (*decodes, *event.step.items):
+            sequence = state.sequences[item.sequence_id]
+            if item.row_count and not sequence.failed and item.sequence_id not in event.dead:
+                if item.sequence_id in failing:
+                    sequence.failed = True
+                    for group, block_id, offset in self._slots(sequence, item):
+                        del state.blocks[group, block_id][offset:]
+                else:
+                    results[item.sequence_id] = self._rows(state, sequence, item)
+        return results
+
+    def _slots(self, sequence: Known, item: Item) -> list[tuple[int, int, int]]:
+        start = sequence.position if item.start_position is None else item.start_position
+        size = self.facts.block_size
+        return [
+            (group, sequence.tables[group][position // size], position % size)
+            for position in range(start, start + item.row_count)
+            for group in self.groups
+        ]
+
+    def _rows(self, state: State, sequence: Known, item: Item) -> Rows:
+        start = sequence.position if item.start_position is None else item.start_position
+        if item.source is TokenSource.EXPLICIT:
+            sequence.tokens[start:] = item.token_ids
+            sequence.given = True
+        rows = Rows([], [], None, start + item.row_count)
+        size = self.facts.block_size
+        for position in range(start, start + item.row_count):
+            read: list[Content] = []
+            for group in self.groups:
+                for p in range(self.first_read(group, position), position):
+                    block = state.blocks[group, sequence.tables[group][p // size]]
+                    read.append(block[p % size] if p % size < len(block) else None)
+            content = row_content(sequence.tokens[position], position, read)
+            rows.contents.append(content)
+            for group in self.groups:
+                block_id = sequence.tables[group][position // size]
+                offset = position % size
+                rows.written.append((group, block_id, offset))
+                if offset <= len(state.blocks[group, block_id]):
+                    state.blocks[group, block_id][offset : offset + 1] = [content]
+        sequence.position = rows.position
+        if item.sample:
+            # A token that will fail is never seen; until then plans only count it.
+            last = rows.contents[-1]
+            rows.token = 0 if last is None else sampled_token(last, self.facts.vocabulary_size)
+            sequence.tokens.append(rows.token)
+            sequence.given = True
+        return rows
+
+
+class SessionModel:
+    """One session."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.base = State()
+        self.events: list[Event] = []
+        self.epoch = 1
+        self.next_step_number = 1
+        self.inflight: list[int] = []
+        self.inflight_numbers: list[int] = []
+
+    def add(self, event: Event) -> None:
+        """Something happened that no failure takes back, or a step was accepted."""
+        self.events.append(event)
+        self._absorb()
+
+    def _absorb(self) -> None:
+        while self.events and not isinstance(self.events[0], StepEvent):
+            self.events.pop(0)(self.base)  # type: ignore[operator]
+
+    def planned(self) -> State:
+        """After everything accepted."""
+        return self._replay(lambda state, event: self.machine.run(state, event, set()))
+
+    def committed(self) -> State:
+        """What GetSession should show: positions as committed, tables as accepted."""
+        return self._replay(self.machine.accept)
+
+    def _replay(self, step: Callable[[State, StepEvent], object]) -> State:
+        state = self.base.copy()
+        for event in self.events:
+            if isinstance(event, StepEvent):
+                step(state, event)
+            else:
+                event(state)
+        return state
+
+    def head(self) -> StepEvent:
+        event = self.events[0]
+        assert isinstance(event, StepEvent)
+        return event
+
+    def expected(self) -> dict[int, Rows]:
+        """The rows of the oldest step, if nothing is injected."""
+        return self.machine.run(self.base.copy(), self.head(), set())
+
+    def commit(self, failing: set[int]) -> None:
+        """The oldest step commits."""
+        event = self.head()
+        self.machine.run(self.base, event, failing)
+        self.events.pop(0)
+        self._absorb()
+
+    def discard(self) -> None:
+        """No step that is accepted will commit. What any that ran wrote is nobody's."""
+        spoilt: list[tuple[int, int, int]] = []
+        planned = self.base.copy()
+        for event in self.events:
+            if isinstance(event, StepEvent):
+                rows = self.machine.run(planned, event, set())
+                if event.ran:
+                    spoilt += [slot for each in rows.values() for slot in each.written]
+                    spoilt += [(group, block_id, 0) for group, _, block_id in event.step.copies]
+                self.machine.accept(self.base, event)
+            else:
+                event(planned)
+                event(self.base)
+        self.events.clear()
+        damaged = set()
+        for group, block_id, offset in spoilt:
+            contents = self.base.blocks.get((group, block_id), [])
+            if len(contents) > offset:
+                del contents[offset:]
+                damaged.add((group, block_id))
+        for sequence in self.base.sequences.values():
+            self._step_back(sequence, damaged)
+
+    def _step_back(self, sequence: Known, damaged: set[tuple[int, int]]) -> None:
+        """A sequence does not stand past what it has lost and still reads."""
+        size = self.machine.facts.block_size
+        stood = sequence.position
+        for group, table in enumerate(sequence.tables):
+            for index, block_id in enumerate(table):
+                in_reach = (index + 1) * size > self.machine.first_read(group, stood)
+                if (group, block_id) in damaged and in_reach:
+                    end = index * size + len(self.base.blocks[group, block_id])
+                    sequence.position = min(sequence.position, end)

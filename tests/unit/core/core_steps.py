@@ -1,0 +1,200 @@
+"""Steps that a scheduler might send, most of them valid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from core_model import Known, Machine, State
+
+from mlxrt.core.step import Item, NewSequence, StepInput, TokenSource
+
+MISTAKE_SHARE = 0.2
+
+
+class StepMaker:
+    """Draws one step from what the session has planned."""
+
+    def __init__(self, machine: Machine, planned: State, random: Random) -> None:
+        self.machine = machine
+        self.facts = machine.facts
+        self.planned = planned
+        self.random = random
+        named = set(planned.named())
+        self.unused = {
+            group: [b for g, b in planned.blocks if g == group and (g, b) not in named]
+            for group in machine.groups
+        }
+        for ids in self.unused.values():
+            random.shuffle(ids)
+        self.parts: dict[str, Any] = {
+            "releases": [], "copies": [], "new_sequences": [], "decode_ids": [], "items": [],
+        }  # fmt: skip
+
+    def draw(self, number: int) -> StepInput:
+        """A step of this number."""
+        random = self.random
+        for sequence_id, sequence in self.planned.sequences.items():
+            if random.random() < (0.3 if sequence.failed else 0.05):
+                self.parts["releases"].append(sequence_id)
+            elif random.random() < 0.75:
+                self._act(sequence_id, sequence)
+        if random.random() < 0.5:
+            self._register()
+        if random.random() < MISTAKE_SHARE:
+            self._spoil()
+        return StepInput(number, repr(self.parts).encode(), **self.parts)
+
+    def _act(self, sequence_id: int, sequence: Known) -> None:
+        known = len(sequence.tokens)
+        decodable = sequence.given and sequence.position == known - 1
+        choices: list[tuple[int, Callable[[int, Known], None]]] = [
+            (8, self._decode if decodable else self._chunk),
+            (1, self._roll_back),
+            (1, self._preempt),
+            (2, self._resume),
+            (1, self._give),
+            (1, self._grow),
+            (2, self._pierce),
+            (2, self._copy_shared),
+        ]
+        weights, actions = zip(*choices, strict=True)
+        self.random.choices(actions, weights)[0](sequence_id, sequence)
+
+    def _append_for(self, tables: list[list[int]], end: int) -> dict[int, list[int]] | None:
+        """Blocks that the tables lack to cover `end` positions, as far as there are any."""
+        append = {}
+        for group, table in enumerate(tables):
+            lacking = -(-end // self.facts.block_size) - len(table)
+            if lacking > 0:
+                append[group] = [self.unused[group].pop() for _ in range(lacking) if self.unused[group]]
+        return {g: ids for g, ids in append.items() if ids} or None
+
+    def _decode(self, sequence_id: int, sequence: Known) -> None:
+        append = self._append_for(sequence.tables, sequence.position + 1)
+        if append is None and self.random.random() < 0.9:
+            self.parts["decode_ids"].append(sequence_id)
+        else:
+            self.parts["items"].append(
+                Item(sequence_id, 1, None, TokenSource.LAST_SAMPLED, append=append, sample=self.random.random() < 0.9)
+            )  # fmt: skip
+
+    def _chunk(self, sequence_id: int, sequence: Known, start: int | None = None, **more: Any) -> None:
+        known = len(sequence.tokens)
+        first = sequence.position if start is None else start
+        if first >= known:
+            return
+        count = self.random.randint(1, known - first)
+        tables = sequence.tables
+        append = None if "replace" in more else self._append_for(tables, first + count)
+        sample = first + count == known and self.random.random() < 0.8
+        self.parts["items"].append(
+            Item(sequence_id, count, start, TokenSource.REGISTERED, append=append, sample=sample, **more)
+        )  # fmt: skip
+
+    def _roll_back(self, sequence_id: int, sequence: Known) -> None:
+        self._chunk(sequence_id, sequence, self.random.randint(0, sequence.position))
+
+    def _preempt(self, sequence_id: int, sequence: Known) -> None:
+        self.parts["items"].append(Item(sequence_id, replace={}))
+
+    def _resume(self, sequence_id: int, sequence: Known) -> None:
+        """New tables: some entries of the old one or of another sequence kept, the rest unused blocks."""
+        donor = self.random.choice([sequence, *self.planned.sequences.values()])
+        kept = self.random.randint(0, 3)
+        length = -(-len(sequence.tokens) // self.facts.block_size)
+        tables = {}
+        for group, table in enumerate(donor.tables):
+            ids = table[:kept]
+            ids += [self.unused[group].pop() for _ in range(length - len(ids)) if self.unused[group]]
+            tables[group] = ids
+        limit = max(0, len(sequence.tokens) - 1)
+        start = min(kept * self.facts.block_size, limit) if self.random.random() < 0.7 else 0
+        self._chunk(sequence_id, sequence, start, replace=tables)
+
+    def _give(self, sequence_id: int, sequence: Known) -> None:
+        """Explicit tokens at or before the end."""
+        start = self.random.randint(0, sequence.position)
+        count = self.random.randint(1, 3)
+        tokens = [self.random.randrange(self.facts.vocabulary_size) for _ in range(count)]
+        append = self._append_for(sequence.tables, start + count)
+        absent = start == sequence.position and self.random.random() < 0.5
+        self.parts["items"].append(
+            Item(sequence_id, count, None if absent else start, TokenSource.EXPLICIT, tokens, append, sample=self.random.random() < 0.5)
+        )  # fmt: skip
+
+    def _grow(self, sequence_id: int, sequence: Known) -> None:
+        group = self.random.choice(self.machine.groups)
+        if self.unused[group]:
+            ids = [self.unused[group].pop()]
+            self.parts["items"].append(Item(sequence_id, append={group: ids}))
+
+    def _pierce(self, sequence_id: int, sequence: Known) -> None:
+        """Holes in front, mostly only where the window has passed."""
+        group = len(self.machine.groups) - 1
+        gone = self.machine.first_read(group, sequence.position) // self.facts.block_size
+        if self.random.random() < 0.1:
+            group, gone = 0, 1
+        if gone and gone <= len(sequence.tables[group]):
+            self.parts["items"].append(Item(sequence_id, leading_holes={group: gone}))
+
+    def _copy_shared(self, sequence_id: int, sequence: Known) -> None:
+        """Copies the block that the next row writes, and puts the copy in its place."""
+        index = sequence.position // self.facts.block_size
+        tables = {group: list(table) for group, table in enumerate(sequence.tables)}
+        for group, table in tables.items():
+            if index >= len(table) or not table[index] or not self.unused[group]:
+                return
+        for group, table in tables.items():
+            fresh = self.unused[group].pop()
+            self.parts["copies"].append((group, table[index], fresh))
+            table[index] = fresh
+        self._chunk(sequence_id, sequence, sequence.position, replace=tables)
+
+    def _register(self) -> None:
+        """A new sequence, sometimes over the first blocks of another one and with its first tokens."""
+        random = self.random
+        free = [i for i in range(1, 6) if i not in self.planned.sequences or i in self.parts["releases"]]
+        if not free:
+            return
+        sequence_id = random.choice(free)
+        prompt = [random.randrange(self.facts.vocabulary_size) for _ in range(random.randint(1, 9))]
+        tables: dict[int, list[int]] = {}
+        shared = 0
+        if self.planned.sequences and random.random() < 0.5:
+            donor = random.choice(list(self.planned.sequences.values()))
+            shared = min(donor.position, len(donor.tokens) - 1) // self.facts.block_size
+            prompt[: shared * self.facts.block_size] = donor.tokens[: shared * self.facts.block_size]
+            tables = {group: table[:shared] for group, table in enumerate(donor.tables)}
+        self.parts["new_sequences"].append(NewSequence(sequence_id, prompt, tables))
+        if random.random() < 0.8:
+            start = min(shared * self.facts.block_size, len(prompt) - 1)
+            known = Known(0, [tables.get(g, []) for g in self.machine.groups], prompt)
+            self._chunk(sequence_id, known, start if shared else None)
+
+    def _spoil(self) -> None:
+        """One thing that is probably wrong."""
+        random, parts = self.random, self.parts
+        block_id = random.choice([0, *range(1, self.facts.groups[0].block_count + 2)])
+        other = random.choice([0, *range(1, self.facts.groups[0].block_count)])
+        sequence_id = random.randint(1, 6)
+        kind = random.randrange(8)
+        if kind == 0:
+            parts["decode_ids"].append(sequence_id)
+        elif kind == 1:
+            parts["items"].append(Item(sequence_id, random.randint(0, 3), random.choice([None, *range(12)]), TokenSource.REGISTERED))
+        elif kind == 2:
+            parts["items"].append(Item(sequence_id, append={random.randint(0, 2): [block_id]}))
+        elif kind == 3:
+            parts["copies"].append((random.randint(0, 1), block_id, other))
+        elif kind == 4:
+            parts["releases"].append(sequence_id)
+        elif kind == 5 and parts["items"]:
+            item = random.choice(parts["items"])
+            item.row_count = random.randint(0, 20)
+        elif kind == 6 and parts["items"]:
+            item = random.choice(parts["items"])
+            item.start_position = random.randint(0, 14)
+        elif kind == 7:
+            parts["new_sequences"].append(NewSequence(sequence_id, [1] * random.choice([0, 2, 17]), {0: [block_id]}))
