@@ -85,6 +85,11 @@ class LocalRunner:
         self.submit(**content)
         return self.finish()
 
+    def memory_table(self) -> str:
+        """The engine's memory plan for people; empty for an engine without one."""
+        plan = getattr(self._engine, "memory_plan", None)
+        return "" if plan is None else str(plan.table())
+
     def close(self) -> None:
         """Closes the engine."""
         self._engine.close()
