@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -47,6 +48,7 @@ class Assembled:
     """A loaded and warm engine.
 
     Attributes:
+        folder: where the checkpoint and its tokenizer lie.
         accepted_semantics: fields of the config that mlx-lm ignores and the user accepted.
         path_reason: why `auto` did not take the native path; else empty.
     """
@@ -56,6 +58,7 @@ class Assembled:
     facts: ModelFacts
     description: EngineDescription
     plan: MemoryPlan
+    folder: Path
     accepted_semantics: tuple[str, ...]
     path_reason: str
 
@@ -106,6 +109,7 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
         facts=_facts(checkpoint, config, plan, model_shape, max_length),
         description=_describe(device, chosen.path),
         plan=plan,
+        folder=Path(checkpoint.folder),
         accepted_semantics=tuple(accepted),
         path_reason=chosen.reason,
     )

@@ -17,7 +17,7 @@ class EngineDescription:
     Attributes:
         device: "cpu", "metal", "cuda" or "fake", then the device's name where it has one.
         attention_path: "native", "gather" or "fake".
-        blas: "reference", "openblas", "accelerate", or empty where it does not matter.
+        blas: which one computes float32 products on a CPU, in its own words; empty elsewhere.
         mlx_version: empty for the fake.
     """
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxrt.core.step import StepOutcome, StepPlan
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from mlxrt.engine.memory_plan import MemoryPlan
 
 _IDLE_BEAT_S = 0.5
+EXIT_MODEL, EXIT_ABI, EXIT_MEMORY = 3, 4, 5
+"""Exit codes of a server whose engine could not be loaded."""
 
 
 class MlxEngine:
@@ -93,6 +96,11 @@ class MlxEngine:
         return None if self._assembled is None else self._assembled.plan
 
     @property
+    def tokenizer_folder(self) -> Path | None:
+        """Where the tokenizer's files lie; None before the engine is ready."""
+        return None if self._assembled is None else self._assembled.folder
+
+    @property
     def path_reason(self) -> str:
         """Why `auto` did not take the native attention path; empty where it did, or was not asked to."""
         return "" if self._assembled is None else self._assembled.path_reason
@@ -110,7 +118,7 @@ class MlxEngine:
 
             self._assembled = assemble(self._config, self._progress)
         except Exception as error:
-            listener.on_lost(_lost(error))
+            listener.on_lost(_load_failure(error))
             return
         self._watcher = _Watcher(self._changed)
         self._watcher.start()
@@ -222,8 +230,22 @@ class _Watcher:
                 self._changed.notify_all()
 
 
+def _load_failure(error: Exception) -> MlxrtError:
+    """What the listener hears of a load that failed; metadata `exit_code` is the code that the server exits with."""
+    from mlxrt.engine.memory_plan import DoesNotFitError
+
+    code = EXIT_MODEL
+    if isinstance(error, DoesNotFitError):
+        code = EXIT_MEMORY
+    elif isinstance(error, ImportError):
+        code = EXIT_ABI
+    loss = _lost(error)
+    loss.metadata = {"exit_code": str(code)}
+    return loss
+
+
 def _lost(error: Exception) -> MlxrtError:
-    """The error that the listener hears of a load that failed or a device that was lost."""
+    """What the listener hears of a device that was lost."""
     lost = MlxrtError(Reason.DEVICE_LOST, f"{type(error).__name__}: {error}")
     lost.__cause__ = error
     return lost
