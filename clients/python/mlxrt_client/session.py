@@ -45,6 +45,7 @@ class Session:
         self._client = client
         self._step_lock = threading.Lock()
         self._window = StepWindow(ref, next_step_number)
+        self._stream: ExecuteStream | None = None
         self._step_retry = dataclasses.replace(client.retry, attempt_timeout_s=None)
         self._renewal = LeaseRenewal(self)
         self._renewal.start()
@@ -130,14 +131,21 @@ class Session:
         return answer
 
     def stream(self, inflight_steps: int = 0) -> ExecuteStream:
-        """Opens the hot path. A session has one stream: a newer one ends the older.
+        """Opens the hot path.
 
         Args:
             inflight_steps: steps without an answer at which `submit` waits; 0 for the server's
                 maximum.
+
+        Raises:
+            RuntimeError: the stream opened before is not closed; a session has one at a time.
         """
+        if self._stream is not None and not self._stream.closed:
+            raise RuntimeError("the session's stream is still open")
         depth = inflight_steps or self._client.server_info().limits.max_inflight_steps
-        return ExecuteStream(self._client.channel, self._window, depth, self._client.retry)
+        channel, retry = self._client.channel, self._client.retry
+        self._stream = ExecuteStream(channel, self._window, depth, retry)
+        return self._stream
 
     def renew(self, retry: RetryPolicy | None = None) -> int:
         """Renews the lease, as the background does anyway; returns its length in milliseconds."""

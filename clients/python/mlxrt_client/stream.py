@@ -58,7 +58,7 @@ class ExecuteStream:
         future: Future[StepResponse] = Future()
         future.set_running_or_notify_cancel()
         with self._changed:
-            self._changed.wait_for(lambda: self._ended() or len(self._window) < self._depth)
+            self._changed.wait_for(lambda: self.closed or len(self._window) < self._depth)
             if self._error is not None:
                 raise self._error
             if self._closing:
@@ -69,6 +69,11 @@ class ExecuteStream:
             else:
                 self._changed.notify_all()
         return future
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more steps: closed, cancelled or lost."""
+        return self._closing or self._error is not None
 
     def close(self) -> None:
         """Waits for the answers of what is in flight, then ends the stream."""
@@ -102,9 +107,6 @@ class ExecuteStream:
         else:
             self.cancel()
 
-    def _ended(self) -> bool:
-        return self._closing or self._error is not None
-
     def _stop(self, error: BaseException) -> None:
         """Ends every future with `error`, and every later `submit`. Under the condition."""
         self._error = error
@@ -131,11 +133,11 @@ class ExecuteStream:
         """Waits for something to send and returns it, queued; None when the stream is to end."""
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: self._ended() or len(self._window) > 0)
+                self._changed.wait_for(lambda: self.closed or len(self._window) > 0)
                 repeats = self._window.to_repeat()
                 if repeats and self._error is None:
                     break
-                if self._ended():
+                if self.closed:
                     return None
             outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
             for sent in repeats:

@@ -55,7 +55,7 @@ class ExecuteStream:
             MlxrtError: the session or the stream is lost.
             RuntimeError: the stream is closed.
         """
-        while not self._ended() and len(self._window) >= self._depth:
+        while not self.closed and len(self._window) >= self._depth:
             await self._change()
         if self._error is not None:
             raise self._error
@@ -68,6 +68,11 @@ class ExecuteStream:
         else:
             self._changed.set()
         return future
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more steps: closed, cancelled or lost."""
+        return self._closing or self._error is not None
 
     async def close(self) -> None:
         """Waits for the answers of what is in flight, then ends the stream."""
@@ -98,9 +103,6 @@ class ExecuteStream:
         else:
             await self.cancel()
 
-    def _ended(self) -> bool:
-        return self._closing or self._error is not None
-
     async def _change(self) -> None:
         self._changed.clear()
         await self._changed.wait()
@@ -127,7 +129,7 @@ class ExecuteStream:
     async def _next_outbox(self) -> Outbox | None:
         """Waits for something to send and returns it, queued; None when the stream is to end."""
         while not (repeats := self._window.to_repeat()):
-            if self._ended():
+            if self.closed:
                 return None
             await self._change()
         outbox: Outbox = asyncio.Queue()
