@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from mlxrt_client import Client, Scheduler
+from mlxrt_client.v1 import SamplingParams
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -51,15 +52,18 @@ def run_demo(tokens_max: int, console: Console) -> bool:
         client.open_session(client_name="mlxrt demo") as session,
     ):
         info = client.server_info()
-        console.print(f"server: {info.device}, attention {info.attention_path}, BLAS {info.blas}")
+        console.print(f"server: {info.device}, attention {info.attention_path}", highlight=False)
         tokenizer = Tokenizer.from_str(client.tokenizer_files()["tokenizer.json"].decode())
         model = client.model_info()
         scheduler = Scheduler(session, model, info.limits, step_rows_max=STEP_ROWS_MAX)
         stop_ids = list(model.end_token_ids)
         completions = {
-            scheduler.add(tokenizer.encode(p).ids, tokens_max, stop_token_ids=stop_ids): _Completion(p)
-            for p in PROMPTS
-        }
+            scheduler.add(
+                tokenizer.encode(prompt).ids, tokens_max, stop_token_ids=stop_ids,
+                sampling=SamplingParams(temperature=0.5, top_p=0.9, seed=seed),
+            ): _Completion(prompt)
+            for seed, prompt in enumerate(PROMPTS)
+        }  # fmt: skip
         started_s = time.perf_counter()
         _stream(scheduler, tokenizer, completions, console)
         wall_s = time.perf_counter() - started_s

@@ -53,6 +53,8 @@ class StepRunner:
         self._mirrors = SequenceMirrors(group_count=1)
         self._parity = 0
         self._failed: dict[int, MlxrtError] = {}
+        # When the step that was read last had ended, as far as this thread saw.
+        self._device_idle_s = 0.0
 
     def reset_counters(self) -> None:
         """Starts all counts anew."""
@@ -167,8 +169,10 @@ class StepRunner:
                 raise flight.watched_error
             first = graph.arrays()[0]
             np.array(first)
-            flight.timings.device_us = microseconds_since(flight.launched_s)
             started_s = time.perf_counter()
+            busy_from_s = max(flight.launched_s, self._device_idle_s)
+            flight.timings.device_us = int((started_s - busy_from_s) * 1e6)
+            self._device_idle_s = started_s
             tokens, details = ([], {}) if graph.sampled is None else graph.sampled.read()
             logits = None if graph.logits is None else np.array(graph.logits)
         except Exception as error:
