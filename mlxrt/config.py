@@ -30,6 +30,10 @@ UNIX_PATH_BYTES_MAX = 103
 """Longest path of a unix socket that every system takes, bytes."""
 
 
+FAKE_MODEL_LENGTH_MAX = 1 << 15
+"""Positions of the fake model's longest sequence; its sums are exact up to there."""
+
+
 class ConfigError(ValueError):
     """The configuration can't be used; the message says which key and why. Exit code 2."""
 
@@ -161,8 +165,8 @@ class Settings(BaseSettings):
 
     model: str = Field(
         "bundled", min_length=1,
-        description="Model: a local folder, a Hugging Face hub name, or 'bundled' for the small one "
-        "in the package.",
+        description="Model: a local folder, a Hugging Face hub name, or 'bundled' for the small "
+        "one in the package.",
     )  # fmt: skip
     fake: bool = Field(
         False, description="Serve the fake model, which needs no MLX. Default: false."
@@ -186,15 +190,11 @@ class Settings(BaseSettings):
         description="BLAS for float32 on a Linux CPU. auto: OpenBLAS where it is installed, else "
         "MLX's own.",
     )  # fmt: skip
-    accept_mlx_lm_semantics: bool = Field(
-        False,
-        description="Load a checkpoint although mlx-lm ignores a field of its config that changes numbers. Default: false.",
-    )  # fmt: skip
     block_size: int = Field(16, ge=1, le=256, description="Positions in a block. 1 to 256.")
     num_blocks: int | None = Field(
         None, ge=2, le=1 << 31,
-        description="Blocks of the pool, block 0 included. At least 2. Default: as many as the memory "
-        "plan allows.",
+        description="Blocks of the pool, block 0 included. At least 2. Default: as many as the "
+        "memory plan allows.",
     )  # fmt: skip
     memory_fraction: float = Field(
         0.8, gt=0, le=1,
@@ -224,6 +224,15 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Lowest level logged."
     )
+
+    @model_validator(mode="after")
+    def _fake_fits(self) -> Settings:
+        if self.fake and self.limits.max_model_length > FAKE_MODEL_LENGTH_MAX:
+            raise ValueError(
+                f"the fake model has at most {FAKE_MODEL_LENGTH_MAX} positions: lower "
+                "limits.max_model_length"
+            )
+        return self
 
 
 def load_settings(config_file: Path | None = None, /, **explicit: Any) -> Settings:

@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mlxrt.config import FAKE_MODEL_LENGTH_MAX
+
 GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 _WEIGHT_SHIFT = 44
 LOGIT_STEP = 0.125
 VOCABULARY_SIZE_MAX = 1 << 18
-MODEL_LENGTH_MAX = 1 << 15
-"""With weights of at most 2^20 the sum stays below 2^53, where float64 is exact."""
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -84,8 +84,10 @@ class FakeModel:
             raise ValueError(
                 f"vocabulary_size {vocabulary_size} is not in 2..{VOCABULARY_SIZE_MAX}"
             )
-        if not 1 <= max_model_length <= MODEL_LENGTH_MAX:
-            raise ValueError(f"max_model_length {max_model_length} is not in 1..{MODEL_LENGTH_MAX}")
+        if not 1 <= max_model_length <= FAKE_MODEL_LENGTH_MAX:
+            raise ValueError(
+                f"max_model_length {max_model_length} is not in 1..{FAKE_MODEL_LENGTH_MAX}"
+            )
         self.vocabulary_size = vocabulary_size
         self.max_model_length = max_model_length
         self.block_size = block_size

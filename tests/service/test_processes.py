@@ -1,0 +1,254 @@
+"""Servers and clients as processes: SIGTERM, SIGKILL, exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+from mlxrt_client.v1 import execution_pb2, session_pb2, step_pb2
+
+from mlxrt.testing import FakeModel
+
+PROMPT = [5, 9, 2, 77, 1023]
+BLOCK = 4
+BLOCKS = 64
+STEP_S = 0.15
+TTL_S = 1.0
+
+
+class Process:
+    """`mlxrt serve --fake` on a unix socket, and a channel to it."""
+
+    def __init__(self, folder: Path, step_ms: float = 0, **settings: float) -> None:
+        self.address = f"unix:{folder / 's.sock'}"
+        options = {"fake_model.step_ms": step_ms, "log_format": "json", **settings}
+        command = [
+            sys.executable, "-m", "mlxrt", "serve", "--fake", "--address", self.address,
+            "--block-size", str(BLOCK), "--num-blocks", str(BLOCKS),
+        ]  # fmt: skip
+        for key, value in options.items():
+            command += ["--set", f"{key}={value}"]
+        self.log = (folder / "server.log").open("w")
+        self.process = subprocess.Popen(command, stderr=self.log, stdout=self.log)
+        self.channel = grpc.insecure_channel(self.address)
+        self.wait_until_serving()
+
+    def wait_until_serving(self) -> None:
+        """Waits for health to say SERVING."""
+        grpc.channel_ready_future(self.channel).result(timeout=30)
+        watch = self.channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=30)
+        for response in watch:
+            if health_pb2.HealthCheckResponse.FromString(response).status == 1:
+                break
+        watch.cancel()
+
+    def call(self, rpc: str, request: object, response: type) -> object:
+        """A unary call."""
+        service = "Session" if rpc.endswith("Session") else "Execution"
+        run = self.channel.unary_unary(f"/mlxrt.v1.{service}Service/{rpc}")
+        return response.FromString(run(request.SerializeToString(), timeout=20))
+
+    def open(self, ttl_ms: int = 0) -> session_pb2.SessionRef:
+        """A new session."""
+        request = session_pb2.OpenSessionRequest(
+            request_id=os.urandom(8).hex(), lease_ttl_ms=ttl_ms
+        )
+        return self.call("OpenSession", request, session_pb2.OpenSessionResponse).session
+
+    def step(self, session: session_pb2.SessionRef, number: int, **fields: object) -> object:
+        """One step."""
+        request = step_pb2.StepRequest(session=session, step_number=number, **fields)
+        return self.call("Step", request, step_pb2.StepResponse)
+
+    def start(self, session: session_pb2.SessionRef, blocks: int) -> int:
+        """Prefills sequence 1 as step 1; answers its token."""
+        request = execution_pb2.AllocateBlocksRequest(
+            session=session, request_id="a", counts=[{"group": 0, "count": blocks}]
+        )
+        answer = self.call("AllocateBlocks", request, execution_pb2.AllocateBlocksResponse)
+        new = {"sequence_id": 1, "prompt_token_ids": PROMPT, "tables": answer.blocks}
+        item = {"sequence_id": 1, "row_count": len(PROMPT), "sample": True, "registered": {}}
+        return self.step(session, 1, new_sequences=[new], items=[item]).results[0].token_ids[0]
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(20)
+        self.channel.close()
+        self.log.close()
+        return code
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    running: list[Process] = []
+
+    def begin(**options: float) -> Process:
+        running.append(Process(tmp_path, **options))
+        return running[-1]
+
+    yield begin
+    for server in running:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()
+
+
+VICTIM = """
+import os, sys, grpc
+from mlxrt_client.v1 import execution_pb2, session_pb2, step_pb2
+channel = grpc.insecure_channel(sys.argv[1])
+def call(service, rpc, request, response):
+    run = channel.unary_unary(f"/mlxrt.v1.{service}Service/{rpc}")
+    return response.FromString(run(request.SerializeToString()))
+request = session_pb2.OpenSessionRequest(request_id="victim", lease_ttl_ms=int(sys.argv[2]))
+session = call("Session", "OpenSession", request, session_pb2.OpenSessionResponse).session
+request = execution_pb2.AllocateBlocksRequest(
+    session=session, request_id="b", counts=[{"group": 0, "count": 30}])
+blocks = call("Execution", "AllocateBlocks", request, execution_pb2.AllocateBlocksResponse).blocks
+new = {"sequence_id": 1, "prompt_token_ids": [8] * 60, "tables": blocks}
+item = {"sequence_id": 1, "row_count": 60, "sample": True, "registered": {}}
+def step(number, **fields):
+    return step_pb2.StepRequest(session=session, step_number=number, **fields)
+call("Execution", "Step", step(1, new_sequences=[new], items=[item]), step_pb2.StepResponse)
+run = channel.stream_stream("/mlxrt.v1.ExecutionService/Execute")
+number = 1
+def requests():
+    global number
+    while True:
+        number += 1
+        message = execution_pb2.ExecuteRequest(step=step(number, decode_sequence_ids=[1]))
+        yield message.SerializeToString()
+for count, answer in enumerate(run(requests())):
+    print("step", flush=True)
+"""
+
+
+def test_a_killed_clients_blocks_come_back_and_nobody_else_notices(
+    start: Callable[..., Process],
+) -> None:
+    server = start(step_ms=1000 * STEP_S)
+    session = server.open(ttl_ms=60_000)
+    tokens = [*PROMPT, server.start(session, blocks=15)]
+    victim = subprocess.Popen(
+        [sys.executable, "-c", VICTIM, server.address, str(int(1000 * TTL_S))],
+        stdout=subprocess.PIPE,
+    )
+    number, killed_s, freed_s = 1, 0.0, 0.0
+    deadline_s = time.monotonic() + 30
+    assert victim.stdout is not None
+    os.set_blocking(victim.stdout.fileno(), False)
+    while not freed_s and time.monotonic() < deadline_s:
+        number += 1
+        reply = server.step(session, number, decode_sequence_ids=[1])
+        tokens.append(reply.token_ids[0])
+        if not killed_s and victim.stdout.read():
+            # Its steps are in flight: it sends the next before it reads the last.
+            assert reply.free_blocks[0].count == BLOCKS - 1 - 15 - 30
+            victim.send_signal(signal.SIGKILL)
+            victim.wait()
+            killed_s = time.monotonic()
+        elif killed_s and reply.free_blocks[0].count == BLOCKS - 1 - 15:
+            freed_s = time.monotonic()
+    assert killed_s and freed_s
+    # Two of its steps and two of ours may stand between the kill and the end of its last step; the
+    # reply that shows the blocks is up to a step late as well.
+    assert TTL_S * 0.9 < freed_s - killed_s < TTL_S + 5 * STEP_S + 0.5
+    alone = FakeModel(4096, 4096, BLOCK, BLOCKS, (0,))
+    for end in range(len(PROMPT), len(tokens)):
+        assert tokens[end] == alone.expected_token(tokens[:end])
+    server.call(
+        "CloseSession", session_pb2.CloseSessionRequest(session=session),
+        session_pb2.CloseSessionResponse,
+    )  # fmt: skip
+    assert server.stop() == 0
+
+
+def test_sigterm_drains_under_load(start: Callable[..., Process]) -> None:
+    server = start(step_ms=30)
+    session = server.open()
+    tokens = [*PROMPT, server.start(session, blocks=15)]
+    alone = FakeModel(4096, 4096, BLOCK, BLOCKS, (0,))
+    server.process.send_signal(signal.SIGTERM)
+    for number in range(2, 22):
+        reply = server.step(session, number, decode_sequence_ids=[1])
+        assert reply.token_ids[0] == alone.expected_token(tokens)
+        tokens.append(reply.token_ids[0])
+    with pytest.raises(grpc.RpcError) as raised:
+        server.open()
+    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert server.process.poll() is None
+    server.call(
+        "CloseSession", session_pb2.CloseSessionRequest(session=session),
+        session_pb2.CloseSessionResponse,
+    )  # fmt: skip
+    assert server.process.wait(5) == 0
+    assert not Path(server.address.removeprefix("unix:")).exists()
+
+
+def test_a_second_signal_ends_the_wait(start: Callable[..., Process]) -> None:
+    server = start()
+    session = server.open()
+    server.start(session, blocks=2)
+    server.process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert server.process.poll() is None
+    assert server.stop() == 0
+
+
+def test_the_drain_ends_at_its_limit(start: Callable[..., Process]) -> None:
+    server = start(drain_seconds=0.4)
+    server.start(server.open(), blocks=2)
+    started_s = time.monotonic()
+    assert server.stop() == 0
+    assert 0.4 <= time.monotonic() - started_s < 5
+
+
+LOSING = """
+import sys
+from mlxrt.config import load_settings
+from mlxrt.server import run_server
+from mlxrt.telemetry import configure_logs
+from mlxrt.testing import FakeEngine, FakeFaults
+engine = FakeEngine(threaded=True, faults=FakeFaults(lose_ticket=1), block_size=4)
+configure_logs()
+settings = load_settings(fake=True, address=sys.argv[1], log_format="json")
+assert not any(name == "mlx" or name.startswith("mlx.") for name in sys.modules)
+sys.exit(run_server(settings, engine, on_listening=lambda address: print(address, flush=True)))
+"""
+
+
+def test_device_loss_exits_with_6(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path / 'l.sock'}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOSING, address], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline().strip() == address
+    with grpc.insecure_channel(address) as channel:
+        run = channel.unary_unary("/mlxrt.v1.SessionService/OpenSession")
+        request = session_pb2.OpenSessionRequest(request_id="r")
+        answer = run(request.SerializeToString(), timeout=10, wait_for_ready=True)
+        session = session_pb2.OpenSessionResponse.FromString(answer).session
+        run = channel.unary_unary("/mlxrt.v1.ExecutionService/Step")
+        step = step_pb2.StepRequest(session=session, step_number=1)
+        reply = step_pb2.StepResponse.FromString(run(step.SerializeToString(), timeout=10))
+    assert reply.error.reason == 27
+    assert process.wait(10) == 6
+
+
+@pytest.mark.parametrize(
+    "options", [["--address", "0.0.0.0:50061"], ["--set", "oops=1"], ["--set", "block_size=0"]]
+)
+def test_a_bad_configuration_exits_with_2(options: list[str]) -> None:
+    command = [sys.executable, "-m", "mlxrt", "serve", "--fake", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and options[1].partition("=")[0] in done.stderr
