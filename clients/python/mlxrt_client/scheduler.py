@@ -111,11 +111,12 @@ class Scheduler:
         Raises:
             ValueError: no tokens, or more than the model or the leased blocks can hold.
         """
-        length = len(prompt) + tokens_max - 1  # the last token sampled is never a row
+        length = len(prompt) + tokens_max
         if not prompt or tokens_max < 1:
             raise ValueError("a prompt of at least one token and at least one new token are needed")
-        if length > self._length_max or self._blocks_for(length) > self._blocks_max:
-            raise ValueError(f"{length} positions are more than the model or the blocks can hold")
+        # The last token sampled is never a row, so it needs no slot.
+        if length > self._length_max or self._blocks_for(length - 1) > self._blocks_max:
+            raise ValueError(f"{length} tokens are more than the model or the blocks can hold")
         sequence = ScheduledSequence(
             self._next_sequence_id, list(prompt), tokens_max, frozenset(stop_token_ids), sampling,
             token_count=len(prompt),
