@@ -80,47 +80,47 @@ class LimitSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_inflight_steps: int = Field(
-        2, ge=2, le=64, description="Steps of one session in flight. 2 to 64."
+        default=2, ge=2, le=64, description="Steps of one session in flight. 2 to 64."
     )
     max_step_rows: int = Field(
-        2048, ge=1, le=1 << 20, description="Rows of one step. 1 to 1048576."
+        default=2048, ge=1, le=1 << 20, description="Rows of one step. 1 to 1048576."
     )
     max_step_sequences: int = Field(
-        256, ge=1, le=1 << 16, description="Sequences of one step. 1 to 65536."
+        default=256, ge=1, le=1 << 16, description="Sequences of one step. 1 to 65536."
     )
     max_step_copies: int = Field(
-        1024, ge=0, le=1 << 20, description="Block copies of one step. 0 to 1048576."
+        default=1024, ge=0, le=1 << 20, description="Block copies of one step. 0 to 1048576."
     )
     max_logits_rows: int = Field(
-        16, ge=0, le=4096, description="Rows of one step that answer logits. 0 to 4096."
+        default=16, ge=0, le=4096, description="Rows of one step that answer logits. 0 to 4096."
     )
     max_sequences: int = Field(
-        1024, ge=1, le=1 << 20, description="Sequences of one session. 1 to 1048576."
+        default=1024, ge=1, le=1 << 20, description="Sequences of one session. 1 to 1048576."
     )
     max_model_length: int = Field(
-        4096, ge=1, le=1 << 24,
+        default=4096, ge=1, le=1 << 24,
         description="Positions of one sequence, 1 to 16777216; the model's own length wins where "
         "it is shorter.",
     )  # fmt: skip
-    max_sessions: int = Field(16, ge=1, le=4096, description="Open sessions. 1 to 4096.")
+    max_sessions: int = Field(default=16, ge=1, le=4096, description="Open sessions. 1 to 4096.")
     max_message_bytes: int = Field(
-        16 << 20, ge=1 << 16, le=(1 << 31) - 1,
+        default=16 << 20, ge=1 << 16, le=(1 << 31) - 1,
         description="Bytes of one message, both directions. 65536 to 2147483647.",
     )  # fmt: skip
     max_logit_bias: int = Field(
-        1024, ge=0, le=1 << 20, description="Logit biases of one sequence. 0 to 1048576."
+        default=1024, ge=0, le=1 << 20, description="Logit biases of one sequence. 0 to 1048576."
     )
     max_top_logprobs: int = Field(
-        64, ge=0, le=4096, description="Alternatives per logprob. 0 to 4096."
+        default=64, ge=0, le=4096, description="Alternatives per logprob. 0 to 4096."
     )
     min_lease_ttl_ms: int = Field(
-        1_000, ge=1, le=86_400_000, description="Shortest lease, ms. 1 to 86400000."
+        default=1_000, ge=1, le=86_400_000, description="Shortest lease, ms. 1 to 86400000."
     )
     max_lease_ttl_ms: int = Field(
-        600_000, ge=1, le=86_400_000, description="Longest lease, ms. 1 to 86400000."
+        default=600_000, ge=1, le=86_400_000, description="Longest lease, ms. 1 to 86400000."
     )
     default_lease_ttl_ms: int = Field(
-        30_000, ge=1, le=86_400_000,
+        default=30_000, ge=1, le=86_400_000,
         description="Lease of a session that names none, ms; between the shortest and the longest.",
     )  # fmt: skip
 
@@ -142,16 +142,22 @@ class FakeSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    vocabulary_size: int = Field(4096, ge=2, le=1 << 18, description="Tokens. 2 to 262144.")
+    vocabulary_size: int = Field(default=4096, ge=2, le=1 << 18, description="Tokens. 2 to 262144.")
     num_blocks: int = Field(
-        4096, ge=2, le=1 << 22, description="Blocks of each group, block 0 included. 2 to 4194304."
+        default=4096,
+        ge=2,
+        le=1 << 22,
+        description="Blocks of each group, block 0 included. 2 to 4194304.",
     )
     windows: tuple[int, ...] = Field(
-        (0,), min_length=1, max_length=8,
+        default=(0,), min_length=1, max_length=8,
         description="One group per entry: positions that a row sees in it, 0 for all.",
     )  # fmt: skip
     step_ms: float = Field(
-        0.0, ge=0, le=60_000, description="Time that each step pretends to take, ms. 0 to 60000."
+        default=0.0,
+        ge=0,
+        le=60_000,
+        description="Time that each step pretends to take, ms. 0 to 60000.",
     )
 
 
@@ -171,7 +177,9 @@ class Settings(BaseSettings):
     fake: bool = Field(
         False, description="Serve the fake model, which needs no MLX. Default: false."
     )
-    fake_model: FakeSettings = Field(FakeSettings(), description="What the fake model is like.")
+    fake_model: FakeSettings = Field(
+        default_factory=FakeSettings, description="What the fake model is like."
+    )
     address: Annotated[str, AfterValidator(_checked_address)] = Field(
         "127.0.0.1:50061",
         description="Where to listen: unix:PATH, or HOST:PORT on loopback. Port 0: any free one.",
@@ -211,7 +219,7 @@ class Settings(BaseSettings):
         description="Load a checkpoint even where mlx-lm ignores a field of its configuration, and "
         "compute as mlx-lm does. Default: false, such a checkpoint is refused by name.",
     )
-    limits: LimitSettings = Field(LimitSettings(), description="The declared limits.")
+    limits: LimitSettings = Field(default_factory=LimitSettings, description="The declared limits.")
     drain_seconds: float = Field(
         30.0, ge=0, le=3600, description="Longest drain after SIGTERM, seconds. 0 to 3600.",
     )  # fmt: skip

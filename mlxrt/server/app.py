@@ -140,12 +140,12 @@ class Server:
         return sessions.handler(), execution.handler(), models.handler(), self._health.handler()
 
     def _model_view(self) -> model_service.ModelView:
-        engine = self._engine
-        has_folder = isinstance(engine, model_service.HasTokenizer)
+        engine: object = self._engine
+        folder = engine.tokenizer_folder if isinstance(engine, model_service.HasTokenizer) else None
         return model_service.ModelView(
             self.runtime.limits if self.runtime is not None else self._limits,
             self._description or EngineDescription("", "", "", ""),
-            engine.tokenizer_folder if has_folder else None,
+            folder,
         )
 
     def _serving_runtime(self) -> Runtime:
@@ -258,7 +258,8 @@ def run_server(
         import uvloop
     except ImportError:
         return asyncio.run(serving)
-    return uvloop.run(serving)
+    code: ExitCode = uvloop.run(serving)
+    return code
 
 
 def _tune_when_serving(state: ServerState) -> None:

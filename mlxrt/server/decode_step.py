@@ -119,7 +119,7 @@ class StepDecoder:
             if getattr(message, name):
                 raise unsupported(f"{path}.{name}")
         for name in ("input_embeddings", "prompt_top_logprobs"):
-            if message.HasField(name):  # type: ignore[arg-type]
+            if message.HasField(name):
                 raise unsupported(f"{path}.{name}")
         length_max = min(self._limits.max_model_length, self._facts.max_model_length)
         if len(message.prompt_token_ids) > length_max:

@@ -48,18 +48,20 @@ class Drain:
             return
         _log.info("draining", limit_s=self._limit_s, sessions=runtime.core.session_count())
         deadline_s = asyncio.get_running_loop().time() + self._limit_s
-        while not (
-            runtime.holds_nothing
-            or self._hurried.is_set()
-            or self._lost
-            or asyncio.get_running_loop().time() >= deadline_s
-        ):
-            await asyncio.sleep(_POLL_S)
+        while not (runtime.holds_nothing or self._over(deadline_s)):
+            await self._moment()
         self._lifecycle.closed = True
         while runtime.core.inflight_count() and not self._lost:
-            await asyncio.sleep(_POLL_S)
+            await self._moment()
         if not self._lost:
             self._close_sessions(runtime)
+
+    def _over(self, deadline_s: float) -> bool:
+        late = asyncio.get_running_loop().time() >= deadline_s
+        return late or self._hurried.is_set() or self._lost
+
+    async def _moment(self) -> None:
+        await asyncio.sleep(_POLL_S)
 
     @property
     def _lost(self) -> bool:

@@ -28,7 +28,7 @@ def encode_error(error: MlxrtError) -> error_pb2.Error:
     """The error in flat form."""
     message = error_pb2.Error(
         code=int(error.reason.code),
-        reason=error.reason.number,
+        reason=error_pb2.ErrorReason.Name(error.reason.number),
         message=error.message,
         metadata=dict(error.metadata),
         field_violations=[
@@ -62,7 +62,7 @@ def encode_status(error: MlxrtError) -> status_pb2.Status:
     status = status_pb2.Status(code=int(error.reason.code), message=error.message)
     for detail in details:
         packed = any_pb2.Any()
-        packed.Pack(detail)  # type: ignore[arg-type]
+        packed.Pack(detail)
         status.details.append(packed)
     return status
 

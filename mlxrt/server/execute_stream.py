@@ -12,7 +12,7 @@ from mlxrt_client.v1 import execution_pb2
 
 from mlxrt.errors import MlxrtError, Reason
 from mlxrt.server.errors import defect, encode_error
-from mlxrt.server.handler import Context, abort
+from mlxrt.server.handler import Context, abort, serialize
 from mlxrt.server.pipeline import Pending, StepPipeline
 
 _UNANSWERED_MIN = 16
@@ -165,7 +165,7 @@ class ExecuteStream:
 
 
 def _refusal(error: MlxrtError) -> bytes:
-    return execution_pb2.ExecuteResponse(error=encode_error(error)).SerializeToString()
+    return serialize(execution_pb2.ExecuteResponse(error=encode_error(error)))
 
 
 def execute_handler(

@@ -10,7 +10,7 @@ from mlxrt_client.v1 import block_pb2, execution_pb2
 from mlxrt.errors import field_invalid, limit_exceeded, unsupported
 from mlxrt.server.decode_fields import decode_request_id, decode_tables
 from mlxrt.server.execute_stream import StreamRegistry, execute_handler
-from mlxrt.server.handler import parse, refused_client_stream, server_stream, unary
+from mlxrt.server.handler import parse, refused_client_stream, serialize, server_stream, unary
 from mlxrt.server.runtime import Runtime
 from mlxrt.server.session_service import decode_session
 
@@ -57,9 +57,13 @@ class ExecutionService:
         blocks = runtime.core.allocate_blocks(
             decode_session(request), request.request_id, counts, runtime.now_ms()
         )
-        return execution_pb2.AllocateBlocksResponse(
-            blocks=[block_pb2.BlockTable(group=group, block_ids=blocks[group]) for group in counts]
-        ).SerializeToString()
+        return serialize(
+            execution_pb2.AllocateBlocksResponse(
+                blocks=[
+                    block_pb2.BlockTable(group=group, block_ids=blocks[group]) for group in counts
+                ]
+            )
+        )
 
     def free_blocks(self, data: bytes) -> bytes:
         """FreeBlocks."""
@@ -71,9 +75,11 @@ class ExecutionService:
         free = runtime.core.free_blocks(
             decode_session(request), request.request_id, blocks, runtime.now_ms()
         )
-        return execution_pb2.FreeBlocksResponse(
-            free_blocks=[block_pb2.BlockCount(group=g, count=n) for g, n in enumerate(free)]
-        ).SerializeToString()
+        return serialize(
+            execution_pb2.FreeBlocksResponse(
+                free_blocks=[block_pb2.BlockCount(group=g, count=n) for g, n in enumerate(free)]
+            )
+        )
 
     def free_sequences(self, data: bytes) -> bytes:
         """FreeSequences."""
@@ -87,13 +93,15 @@ class ExecutionService:
             decode_session(request), request.request_id, request.sequence_ids[:],
             runtime.now_ms(), free_blocks=request.free_blocks,
         )  # fmt: skip
-        return execution_pb2.FreeSequencesResponse(
-            freed_blocks=[
-                block_pb2.BlockTable(group=group, block_ids=ids)
-                for group, ids in sorted(freed.items())
-                if ids
-            ]
-        ).SerializeToString()
+        return serialize(
+            execution_pb2.FreeSequencesResponse(
+                freed_blocks=[
+                    block_pb2.BlockTable(group=group, block_ids=ids)
+                    for group, ids in sorted(freed.items())
+                    if ids
+                ]
+            )
+        )
 
 
 async def _refuse_export(data: bytes) -> AsyncIterator[bytes]:

@@ -20,11 +20,18 @@ M = TypeVar("M", bound=Message)
 def parse(message_type: type[M], data: bytes) -> M:
     """The message; raises MALFORMED_REQUEST where the bytes are none."""
     try:
-        return message_type.FromString(data)
-    except (DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        message: M = message_type.FromString(data)
+    except (DecodeError, RecursionError) as error:
         raise MlxrtError(
             Reason.MALFORMED_REQUEST, f"the bytes are no {message_type.DESCRIPTOR.full_name}"
         ) from error
+    return message
+
+
+def serialize(message: Message) -> bytes:
+    """The message's bytes."""
+    data: bytes = message.SerializeToString()
+    return data
 
 
 async def abort(context: Context, error: MlxrtError) -> NoReturn:

@@ -15,7 +15,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from mlxrt.errors import MlxrtError
-from mlxrt.server.handler import Context, abort, parse
+from mlxrt.server.handler import Context, abort, parse, serialize
 from mlxrt.server.lifecycle import Lifecycle, ServerState
 
 NAME = "grpc.health.v1.Health"
@@ -77,11 +77,12 @@ class HealthService:
 
 async def _service(data: bytes, context: Context) -> str:
     try:
-        return parse(health_pb2.HealthCheckRequest, data).service
+        service: str = parse(health_pb2.HealthCheckRequest, data).service
+        return service
     except MlxrtError as error:
         refusal = error
     await abort(context, refusal)
 
 
 def _response(status: int) -> bytes:
-    return health_pb2.HealthCheckResponse(status=status).SerializeToString()  # type: ignore[arg-type]
+    return serialize(health_pb2.HealthCheckResponse(status=status))

@@ -33,7 +33,7 @@ def bind(server: grpc.aio.Server, address: str) -> str:
 
 def _add_port(server: grpc.aio.Server, address: str) -> int:
     try:
-        port = server.add_insecure_port(address)
+        port: int = server.add_insecure_port(address)
     except RuntimeError as error:
         raise ConfigError(f"can't listen on {address}: {error}") from error
     if port == 0:

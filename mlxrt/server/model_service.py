@@ -16,7 +16,7 @@ from mlxrt_client.v1 import model_pb2, tensor_pb2
 from mlxrt.core.model import Limits
 from mlxrt.engine.base import EngineDescription
 from mlxrt.errors import unsupported
-from mlxrt.server.handler import parse, server_stream, unary
+from mlxrt.server.handler import parse, serialize, server_stream, unary
 from mlxrt.server.lifecycle import Lifecycle
 from mlxrt.server.runtime import Runtime
 
@@ -100,44 +100,48 @@ class ModelService:
         view = self._view()
         limits, how = view.limits, view.description
         named = {f.name: getattr(limits, f.name) for f in fields(Limits)}
-        return model_pb2.GetServerInfoResponse(
-            version=_version(),
-            mlx_version=how.mlx_version,
-            instance_id=self._instance_id,
-            device=how.device,
-            attention_path=how.attention_path,
-            blas=how.blas,
-            state=int(self._lifecycle.state),  # type: ignore[arg-type]
-            limits=model_pb2.Limits(**named, stored_replies=limits.stored_replies),
-            features=FEATURES,
-        ).SerializeToString()
+        return serialize(
+            model_pb2.GetServerInfoResponse(
+                version=_version(),
+                mlx_version=how.mlx_version,
+                instance_id=self._instance_id,
+                device=how.device,
+                attention_path=how.attention_path,
+                blas=how.blas,
+                state=int(self._lifecycle.state),  # type: ignore[arg-type]
+                limits=model_pb2.Limits(**named, stored_replies=limits.stored_replies),
+                features=FEATURES,
+            )
+        )
 
     def model_info(self, data: bytes) -> bytes:
         """GetModelInfo."""
         parse(model_pb2.GetModelInfoRequest, data)
         runtime = self._runtime()
         facts = runtime.facts
-        return model_pb2.GetModelInfoResponse(
-            model_name=facts.model_name,
-            model_type=facts.model_type,
-            vocabulary_size=facts.vocabulary_size,
-            max_model_length=runtime.limits.max_model_length,
-            kv_data_type=_DATA_TYPES[facts.kv_data_type],
-            block_size=facts.block_size,
-            groups=[
-                model_pb2.GroupInfo(
-                    group=index,
-                    kind=group.kind.value,
-                    layer_indices=group.layer_indices,
-                    window=group.window,
-                    block_count=group.block_count,
-                    block_bytes=group.block_bytes,
-                )
-                for index, group in enumerate(facts.groups)
-            ],
-            end_token_ids=facts.end_token_ids,
-            fingerprint=facts.fingerprint,
-        ).SerializeToString()
+        return serialize(
+            model_pb2.GetModelInfoResponse(
+                model_name=facts.model_name,
+                model_type=facts.model_type,
+                vocabulary_size=facts.vocabulary_size,
+                max_model_length=runtime.limits.max_model_length,
+                kv_data_type=_DATA_TYPES[facts.kv_data_type],
+                block_size=facts.block_size,
+                groups=[
+                    model_pb2.GroupInfo(
+                        group=index,
+                        kind=model_pb2.GroupKind.Name(group.kind.value),
+                        layer_indices=group.layer_indices,
+                        window=group.window,
+                        block_count=group.block_count,
+                        block_bytes=group.block_bytes,
+                    )
+                    for index, group in enumerate(facts.groups)
+                ],
+                end_token_ids=facts.end_token_ids,
+                fingerprint=facts.fingerprint,
+            )
+        )
 
     async def tokenizer(self, data: bytes) -> AsyncIterator[bytes]:
         """GetTokenizer."""

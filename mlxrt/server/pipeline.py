@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from google.protobuf.message import Message
 from mlxrt_client.v1 import execution_pb2, step_pb2
 
 from mlxrt.core.model import Limits, ModelFacts
@@ -13,12 +12,15 @@ from mlxrt.errors import MlxrtError, field_invalid, unsupported
 from mlxrt.server.decode_step import StepCall, StepDecoder
 from mlxrt.server.dispatch import Dispatcher, Waiter
 from mlxrt.server.encode import encode_step
-from mlxrt.server.handler import parse
+from mlxrt.server.handler import parse, serialize
 from mlxrt.server.lifecycle import Lifecycle, ServerState
 from mlxrt.server.relocate import PathMap, in_execute, relocate
 from mlxrt.server.special_cases import step_of_decode, step_of_prefill
 
 Encoder = Callable[[Waiter, bool], bytes]
+_WithStep = (
+    execution_pb2.PrefillResponse | execution_pb2.DecodeResponse | execution_pb2.ExecuteResponse
+)
 
 
 class Pending:
@@ -158,12 +160,12 @@ def _fill(message: step_pb2.StepResponse, waiter: Waiter, replayed: bool) -> Non
 def _encode_step(waiter: Waiter, replayed: bool) -> bytes:
     message = step_pb2.StepResponse()
     _fill(message, waiter, replayed)
-    return message.SerializeToString()
+    return serialize(message)
 
 
-def _encode_within(message: Message, waiter: Waiter, replayed: bool) -> bytes:
-    _fill(message.step, waiter, replayed)  # type: ignore[attr-defined]
-    return message.SerializeToString()
+def _encode_within(message: _WithStep, waiter: Waiter, replayed: bool) -> bytes:
+    _fill(message.step, waiter, replayed)
+    return serialize(message)
 
 
 def _encode_prefill(waiter: Waiter, replayed: bool) -> bytes:

@@ -59,7 +59,8 @@ class Reaper:
     async def run(self) -> None:
         """Reaps until cancelled."""
         while True:
-            await asyncio.sleep(self.look() / 1000)
+            wait_ms = self.look()
+            await asyncio.sleep(wait_ms / 1000)
 
     def look(self) -> int:
         """Ends what has expired; answers the milliseconds until the next look."""

@@ -15,7 +15,7 @@ from mlxrt.errors import field_invalid
 from mlxrt.server.decode_fields import CLIENT_NAME_BYTES_MAX, decode_request_id
 from mlxrt.server.encode import encode_tables
 from mlxrt.server.errors import encode_error
-from mlxrt.server.handler import parse, unary
+from mlxrt.server.handler import parse, serialize, unary
 from mlxrt.server.lifecycle import Lifecycle
 from mlxrt.server.runtime import Runtime
 
@@ -29,7 +29,7 @@ def decode_session(message: Message) -> SessionRef:
     """The `session` of a request; raises FIELD_INVALID where it is unset."""
     if not message.HasField("session"):
         raise field_invalid("session", "required")
-    return SessionRef(message.session.session_id, message.session.epoch)  # type: ignore[attr-defined]
+    return SessionRef(message.session.session_id, message.session.epoch)
 
 
 class SessionService:
@@ -78,18 +78,20 @@ class SessionService:
             "session open", session_id=opened.session.session_id,
             client_name=request.client_name, lease_ttl_ms=opened.lease_ttl_ms,
         )  # fmt: skip
-        return session_pb2.OpenSessionResponse(
-            session=_ref(opened.session),
-            lease_ttl_ms=opened.lease_ttl_ms,
-            instance_id=self._instance_id,
-        ).SerializeToString()
+        return serialize(
+            session_pb2.OpenSessionResponse(
+                session=_ref(opened.session),
+                lease_ttl_ms=opened.lease_ttl_ms,
+                instance_id=self._instance_id,
+            )
+        )
 
     def renew(self, data: bytes) -> bytes:
         """RenewSession."""
         request = parse(session_pb2.RenewSessionRequest, data)
         runtime = self._runtime()
         ttl_ms = runtime.core.renew(decode_session(request), runtime.now_ms())
-        return session_pb2.RenewSessionResponse(lease_ttl_ms=ttl_ms).SerializeToString()
+        return serialize(session_pb2.RenewSessionResponse(lease_ttl_ms=ttl_ms))
 
     def resume(self, data: bytes) -> bytes:
         """ResumeSession."""
@@ -100,11 +102,13 @@ class SessionService:
         resumed = runtime.core.resume(ref, request.request_id, runtime.now_ms())
         runtime.dispatcher.pump()
         _log.info("session resumed", session_id=ref.session_id, epoch=resumed.session.epoch)
-        return session_pb2.ResumeSessionResponse(
-            session=_ref(resumed.session),
-            lease_ttl_ms=resumed.lease_ttl_ms,
-            next_step_number=resumed.next_step_number,
-        ).SerializeToString()
+        return serialize(
+            session_pb2.ResumeSessionResponse(
+                session=_ref(resumed.session),
+                lease_ttl_ms=resumed.lease_ttl_ms,
+                next_step_number=resumed.next_step_number,
+            )
+        )
 
     def get(self, data: bytes) -> bytes:
         """GetSession."""
@@ -114,13 +118,15 @@ class SessionService:
             decode_session(request), runtime.now_ms(),
             include_tables=request.include_tables, include_tokens=request.include_tokens,
         )  # fmt: skip
-        return session_pb2.GetSessionResponse(
-            lease_ttl_ms=snapshot.lease_ttl_ms,
-            next_step_number=snapshot.next_step_number,
-            inflight_step_numbers=snapshot.inflight_step_numbers,
-            leased_blocks=encode_tables(snapshot.leased_blocks),
-            sequences=[_sequence(s) for s in snapshot.sequences],
-        ).SerializeToString()
+        return serialize(
+            session_pb2.GetSessionResponse(
+                lease_ttl_ms=snapshot.lease_ttl_ms,
+                next_step_number=snapshot.next_step_number,
+                inflight_step_numbers=snapshot.inflight_step_numbers,
+                leased_blocks=encode_tables(snapshot.leased_blocks),
+                sequences=[_sequence(s) for s in snapshot.sequences],
+            )
+        )
 
     def close(self, data: bytes) -> bytes:
         """CloseSession."""
@@ -130,13 +136,15 @@ class SessionService:
         runtime.dispatcher.forget(closed.session_id)
         runtime.dispatcher.pump()
         _log.info("session closed", session_id=closed.session_id, client_name=closed.client_name)
-        return session_pb2.CloseSessionResponse(
-            freed_blocks=[
-                block_pb2.BlockCount(group=group, count=count)
-                for group, count in sorted(closed.freed_block_counts.items())
-            ],
-            released_sequence_count=closed.released_sequence_count,
-        ).SerializeToString()
+        return serialize(
+            session_pb2.CloseSessionResponse(
+                freed_blocks=[
+                    block_pb2.BlockCount(group=group, count=count)
+                    for group, count in sorted(closed.freed_block_counts.items())
+                ],
+                released_sequence_count=closed.released_sequence_count,
+            )
+        )
 
 
 def _ref(session: SessionRef) -> session_pb2.SessionRef:

@@ -84,4 +84,5 @@ def _filtered(logits: Row, rules: Sampling) -> Row:
 def _log_softmax(logits: Row) -> Row:
     shifted = logits - logits.max()
     with np.errstate(divide="ignore"):
-        return shifted - np.log(np.exp(shifted).sum())
+        logprobs: Row = shifted - np.log(np.exp(shifted).sum())
+    return logprobs
