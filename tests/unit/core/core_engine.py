@@ -111,9 +111,11 @@ class ProvenanceEngine:
             tokens.update(enumerate(entry.token_ids, entry.start))
         contents: list[Content] = []
         for position in range(entry.start, entry.start + entry.count):
-            content = row_content(tokens[position], position, self._read(entry.handle, position))
-            if entry.handle in failing:
-                content = None
+            # A plan behind one that failed may name a token that was never sampled; nobody hears of its rows.
+            content = None
+            if position in tokens and entry.handle not in failing:
+                read = self._read(entry.handle, position)
+                content = row_content(tokens[position], position, read)
             self._write(entry.handle, position, content)
             contents.append(content)
             self.rows_run += 1

@@ -217,6 +217,22 @@ class SessionModel:
         assert isinstance(event, StepEvent)
         return event
 
+    def runnable(self, ticket: int) -> list[int]:
+        """Sequences, by id, that have rows in this accepted step and have not failed so far; in the plan's order."""
+        state = self.base.copy()
+        for event in self.events:
+            if not isinstance(event, StepEvent):
+                event(state)
+            elif event.ticket == ticket:
+                event.ran = True
+                self.machine.accept(state, event)
+                ids = [*event.step.decode_ids]
+                ids += [item.sequence_id for item in event.step.items if item.row_count]
+                return [i for i in ids if i not in event.dead and not state.sequences[i].failed]
+            else:
+                self.machine.run(state, event, set())
+        raise AssertionError("not in flight")
+
     def expected(self) -> dict[int, Rows]:
         """The rows of the oldest step, if nothing is injected."""
         return self.machine.run(self.base.copy(), self.head(), set())
@@ -228,8 +244,11 @@ class SessionModel:
         self.events.pop(0)
         self._absorb()
 
-    def discard(self) -> None:
-        """No step that is accepted will commit. What any that ran wrote is nobody's."""
+    def discard(self) -> int:
+        """No step that is accepted will commit. What any that ran wrote is nobody's.
+
+        Answers how many sequences had to step back for that.
+        """
         spoilt: list[tuple[int, int, int]] = []
         planned = self.base.copy()
         for event in self.events:
@@ -249,10 +268,9 @@ class SessionModel:
             if len(contents) > offset:
                 del contents[offset:]
                 damaged.add((group, block_id))
-        for sequence in self.base.sequences.values():
-            self._step_back(sequence, damaged)
+        return sum(self._step_back(sequence, damaged) for sequence in self.base.sequences.values())
 
-    def _step_back(self, sequence: Known, damaged: set[tuple[int, int]]) -> None:
+    def _step_back(self, sequence: Known, damaged: set[tuple[int, int]]) -> bool:
         """A sequence does not stand past what it has lost and still reads."""
         size = self.machine.facts.block_size
         stood = sequence.position
@@ -262,3 +280,4 @@ class SessionModel:
                 if (group, block_id) in damaged and in_reach:
                     end = index * size + len(self.base.blocks[group, block_id])
                     sequence.position = min(sequence.position, end)
+        return sequence.position < stood

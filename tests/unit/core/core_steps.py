@@ -10,7 +10,7 @@ from core_model import Known, Machine, State
 
 from mlxrt.core.step import Item, NewSequence, StepInput, TokenSource
 
-MISTAKE_SHARE = 0.2
+MISTAKE_SHARE = 0.15
 
 
 class StepMaker:
@@ -36,9 +36,9 @@ class StepMaker:
         """A step of this number."""
         random = self.random
         for sequence_id, sequence in self.planned.sequences.items():
-            if random.random() < (0.3 if sequence.failed else 0.05):
+            if random.random() < (0.3 if sequence.failed else 0.03):
                 self.parts["releases"].append(sequence_id)
-            elif random.random() < 0.75:
+            elif random.random() < 0.9:
                 self._act(sequence_id, sequence)
         if random.random() < 0.5:
             self._register()
@@ -50,7 +50,7 @@ class StepMaker:
         known = len(sequence.tokens)
         decodable = sequence.given and sequence.position == known - 1
         choices: list[tuple[int, Callable[[int, Known], None]]] = [
-            (8, self._decode if decodable else self._chunk),
+            (20, self._decode if decodable else self._chunk),
             (1, self._roll_back),
             (1, self._preempt),
             (2, self._resume),
@@ -73,6 +73,9 @@ class StepMaker:
 
     def _decode(self, sequence_id: int, sequence: Known) -> None:
         append = self._append_for(sequence.tables, sequence.position + 1)
+        covered = min(len(t) for t in sequence.tables) * self.facts.block_size > sequence.position
+        if not covered and append is None and self.random.random() < 0.9:
+            return
         if append is None and self.random.random() < 0.9:
             self.parts["decode_ids"].append(sequence_id)
         else:
@@ -84,10 +87,16 @@ class StepMaker:
         known = len(sequence.tokens)
         first = sequence.position if start is None else start
         if first >= known:
-            return
+            first = start = known - 1
         count = self.random.randint(1, known - first)
-        tables = sequence.tables
-        append = None if "replace" in more else self._append_for(tables, first + count)
+        append = None
+        if "replace" not in more:
+            append = self._append_for(sequence.tables, first + count)
+            room = min(len(t) + len((append or {}).get(g, ())) for g, t in enumerate(sequence.tables))
+            if self.random.random() < 0.95:
+                count = min(count, room * self.facts.block_size - first)
+        if count < 1:
+            return
         sample = first + count == known and self.random.random() < 0.8
         self.parts["items"].append(
             Item(sequence_id, count, start, TokenSource.REGISTERED, append=append, sample=sample, **more)
@@ -156,7 +165,7 @@ class StepMaker:
         """A new sequence, sometimes over the first blocks of another one and with its first tokens."""
         random = self.random
         free = [i for i in range(1, 6) if i not in self.planned.sequences or i in self.parts["releases"]]
-        if not free:
+        if not free or (len(self.planned.sequences) >= 4 and random.random() < 0.9):
             return
         sequence_id = random.choice(free)
         prompt = [random.randrange(self.facts.vocabulary_size) for _ in range(random.randint(1, 9))]
@@ -187,7 +196,8 @@ class StepMaker:
         elif kind == 2:
             parts["items"].append(Item(sequence_id, append={random.randint(0, 2): [block_id]}))
         elif kind == 3:
-            parts["copies"].append((random.randint(0, 1), block_id, other))
+            copy = (random.randint(0, 1), block_id, other)
+            parts["copies"] += [copy, copy] if random.random() < 0.3 else [copy]
         elif kind == 4:
             parts["releases"].append(sequence_id)
         elif kind == 5 and parts["items"]:
