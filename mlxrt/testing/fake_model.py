@@ -60,6 +60,31 @@ def _weights(length: int) -> FloatArray:
     return (np.uint64(1) + (_mix_array(positions) >> np.uint64(_WEIGHT_SHIFT))).astype(np.float64)
 
 
+def _hide_unseen(
+    context: FloatArray,
+    positions: npt.NDArray[np.int32],
+    lengths: IntArray,
+    shortest: int,
+    window: int,
+) -> None:
+    """Sets to 0 what no row may read, in place.
+
+    Unseen slots may hold NaN, and 0 * NaN is NaN: they are replaced, not weighted away.
+
+    Args:
+        context: [R, P], the slots at `positions` [P], ascending.
+        lengths: [R], tokens of each row's context.
+        shortest: the least of them.
+        window: of the group, 0 for none.
+    """
+    ends = lengths.astype(np.int32)[:, None]
+    if window:
+        np.copyto(context, 0.0, where=(positions >= ends) | (positions < ends - window))
+        return
+    tail = max(0, shortest - int(positions[0]))
+    np.copyto(context[:, tail:], 0.0, where=positions[tail:] >= ends)
+
+
 class FakeModel:
     """Pools of NaN and the hash over them. Symbols: G groups, N blocks, B positions in a block, R
     rows of a call.
@@ -136,20 +161,18 @@ class FakeModel:
             tokens [R], and [R] whether a slot that was read held NaN; the token there has no
             meaning.
         """
-        longest = int(lengths.max())
+        longest, shortest = int(lengths.max()), int(lengths.min())
         entries = -(-longest // self.block_size)
-        width = entries * self.block_size
-        n32 = lengths.astype(np.int32)[:, None]
-        past = self._positions[:width] >= n32
         z = np.zeros(len(lengths), np.uint64)
         poisoned = np.zeros(len(lengths), np.bool_)
         lengths_mixed = lengths.astype(np.uint64) * np.uint64(GOLDEN)
         for pool, window, table in zip(self.pools, self.windows, tables, strict=True):
-            context = pool.take(table[:, :entries], axis=0).reshape(len(lengths), width)
-            unseen = past | (self._positions[:width] < n32 - window) if window else past
-            # Unseen slots may hold NaN, and 0 * NaN is NaN: they are replaced, not weighted away.
-            np.copyto(context, 0.0, where=unseen)
-            totals = np.einsum("ij,j->i", context, self._weights[:width])
+            # Entries that lie before every row's window need not be fetched.
+            first = max(0, shortest - window) // self.block_size if window else 0
+            context = pool.take(table[:, first:entries], axis=0).reshape(len(lengths), -1)
+            positions = self._positions[first * self.block_size : entries * self.block_size]
+            _hide_unseen(context, positions, lengths, shortest, window)
+            totals = np.einsum("ij,j->i", context, self._weights[positions[0] : positions[-1] + 1])
             bad = np.isnan(totals)
             if bad.any():
                 poisoned |= bad
