@@ -212,6 +212,28 @@ def test_a_device_that_fails_every_step_is_given_up() -> None:
         assert engine.plans_run < 20
 
 
+def test_a_run_that_was_left_goes_on_with_the_tokens_that_were_missed() -> None:
+    engine = FakeEngine(block_size=4, num_blocks=24)
+    prompts = prompts_of(8, 24, 6)
+    with (
+        ServerThread(engine) as server,
+        Client(server.address) as client,
+        scheduling(client, step_rows_max=16) as scheduler,
+    ):
+        wanted = {scheduler.add(p, 12): continuation(engine, p, 12) for p in prompts}
+        found: dict[int, list[int | None]] = {i: [] for i in wanted}
+        rounds = 0
+        while any(len(found[i]) < 12 for i in wanted):
+            rounds += 1
+            for count, token in enumerate(scheduler.run()):
+                found[token.sequence_id].append(token.token_id)
+                if count == 10:
+                    break
+        assert found == wanted
+        assert rounds > 5
+        scheduler.close()
+
+
 def test_prompts_may_be_added_while_it_runs() -> None:
     engine = FakeEngine()
     late = [9, 8, 7]

@@ -28,6 +28,10 @@ class RetryPolicy:
     """Time limit of one attempt of a call that runs no step; None for no limit. Steps have none."""
 
 
+CLOSE_PATIENCE_S = 2.0
+"""Longest time that closing a session is tried: its lease ends anyway."""
+
+
 class Retry:
     """The course of one call, or of one stream between two answers."""
 

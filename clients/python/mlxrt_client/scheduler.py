@@ -97,6 +97,8 @@ class Scheduler:
         self._running: list[ScheduledSequence] = []
         self._ended: list[ScheduledSequence] = []
         self._next_sequence_id = 1
+        self._undelivered: deque[Token] = deque()
+        self._interrupted = False
 
     def add(
         self,
@@ -129,10 +131,18 @@ class Scheduler:
     def run(self) -> Iterator[Token]:
         """Yields tokens as they arrive, until every prompt added has ended.
 
+        Called again after it was left early, it goes on where the server stands, with the tokens
+        that were missed.
+
         Raises:
-            MlxrtError: the session is lost, or steps are discarded again and again.
+            MlxrtError: the session is lost, the server can't be reached, or steps are discarded
+                again and again.
         """
+        yield from self._deliver([])
         inflight: deque[tuple[Plan, Future[StepResponse]]] = deque()
+        if self._interrupted:
+            yield from self._deliver(self._recover(inflight))
+        self._interrupted = True
         discards = 0
         with self._session.stream(self._depth) as stream:
             while True:
@@ -142,19 +152,25 @@ class Scheduler:
                         plan, len(inflight), self._blocks.used_count(self._groups[0])
                     )
                 if not inflight:
+                    self._interrupted = False
                     return
                 plan, future = inflight.popleft()
                 try:
                     tokens = self._receive(plan, future.result())
+                    discards = 0
                 except StepDiscardedError:
                     discards += 1
                     self.statistics.discard_count += 1
                     if discards > DISCARDS_MAX:
                         raise
                     tokens = self._recover(inflight)
-                else:
-                    discards = 0
-                yield from tokens
+                yield from self._deliver(tokens)
+
+    def _deliver(self, tokens: list[Token]) -> Iterator[Token]:
+        """Yields what an earlier run had received and not yielded, then `tokens`."""
+        self._undelivered.extend(tokens)
+        while self._undelivered:
+            yield self._undelivered.popleft()
 
     def close(self) -> None:
         """Gives the blocks back. The sequences must have ended."""
@@ -314,7 +330,8 @@ class Scheduler:
         """Reads the answers behind a discarded step, then takes the server's word for all state.
 
         Steps sent before the failure was known rest on tokens that were never sampled: they are
-        discarded too, or refused, or run from where the sequences stood.
+        discarded too, or refused, or run from where the sequences stood. Tokens that the server
+        knows and nobody has received are made up for.
         """
         tokens = []
         while inflight:
@@ -323,7 +340,7 @@ class Scheduler:
                 tokens += self._receive(plan, future.result())
             except (StepDiscardedError, InvalidRequestError, PreconditionError):
                 continue
-        state = self._session.state(tables=True)
+        state = self._session.state(tables=True, tokens=True)
         self._blocks = BlockAllocator()
         self._blocks.add(messages.tables_of(state.leased_blocks))
         held = {sequence.sequence_id: sequence for sequence in state.sequences}
@@ -341,4 +358,9 @@ class Scheduler:
         self._ended = [s for s in self._known.values() if s.finish is not None]
         self._running = [s for s in unfinished if s.tables]
         self._waiting = deque(s for s in unfinished if not s.tables)
+        for sequence in unfinished:
+            if sequence.registered:
+                known = held[sequence.sequence_id].token_ids
+                for token_id in known[len(sequence.prompt) + sequence.received_count :]:
+                    tokens += self._extend(sequence, token_id)
         return tokens

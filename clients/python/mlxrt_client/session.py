@@ -9,8 +9,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from mlxrt_client import messages
-from mlxrt_client.errors import FATAL, MlxrtError, SessionLostError, error_from_message
-from mlxrt_client.retry import RetryPolicy
+from mlxrt_client.errors import (
+    FATAL,
+    MlxrtError,
+    SessionLostError,
+    TransportError,
+    error_from_message,
+)
+from mlxrt_client.retry import CLOSE_PATIENCE_S, RetryPolicy
 from mlxrt_client.stream import ExecuteStream
 from mlxrt_client.v1 import (
     CloseSessionRequest,
@@ -118,11 +124,13 @@ class Session:
         with self._step_lock:
             if len(self._window):
                 raise RuntimeError("a stream of this session has steps in flight")
+            self._align()
             numbered = self._window.number(request)
             try:
                 response = self._client.call(method, numbered, retry=self._step_retry)
             except MlxrtError as error:
                 self._window.next_number = expected_number(error, numbered.step_number)
+                self._window.uncertain = isinstance(error, TransportError)
                 raise
             self._window.next_number = numbered.step_number + 1
         answer: StepResponse = response if isinstance(response, StepResponse) else response.step
@@ -142,10 +150,16 @@ class Session:
         """
         if self._stream is not None and not self._stream.closed:
             raise RuntimeError("the session's stream is still open")
+        self._align()
         depth = inflight_steps or self._client.server_info().limits.max_inflight_steps
         channel, retry = self._client.channel, self._client.retry
         self._stream = ExecuteStream(channel, self._window, depth, retry)
         return self._stream
+
+    def _align(self) -> None:
+        """Asks for the next step's number where steps were given up without an answer."""
+        if self._window.uncertain:
+            self._window.align((self.state()).next_step_number)
 
     def renew(self, retry: RetryPolicy | None = None) -> int:
         """Renews the lease, as the background does anyway; returns its length in milliseconds."""
@@ -164,11 +178,16 @@ class Session:
         self._renewal.stop()
 
     def close(self) -> None:
-        """Closes the session; everything that it holds is free. Does nothing for a lost session."""
+        """Closes the session; everything that it holds is free. Does nothing for a lost session.
+
+        A server that can't be reached is not waited for long: the lease ends anyway.
+        """
         self._renewal.stop()
         request = CloseSessionRequest(session=self.ref)
+        patience_s = min(CLOSE_PATIENCE_S, self._client.retry.patience_s)
+        retry = dataclasses.replace(self._client.retry, patience_s=patience_s)
         try:
-            self._client.call(self._client.sessions.CloseSession, request)
+            self._client.call(self._client.sessions.CloseSession, request, retry=retry)
         except SessionLostError:
             return
 

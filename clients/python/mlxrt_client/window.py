@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from mlxrt_client.errors import FATAL, MlxrtError, StepNumberError, error_from_message
+from mlxrt_client.errors import MlxrtError, StepNumberError, error_from_message
 from mlxrt_client.v1 import (
     DecodeRequest,
     ExecuteRequest,
@@ -65,10 +65,16 @@ class StepWindow:
         self._session = session
         self._sent: deque[SentStep] = deque()
         self.next_number = next_number
+        self.uncertain = False
 
     def __len__(self) -> int:
         """Number of steps without an answer."""
         return len(self._sent)
+
+    def align(self, next_number: int) -> None:
+        """Takes the server's word for the next step's number. Without steps in flight only."""
+        self.next_number = next_number
+        self.uncertain = False
 
     def number(self, request: Numbered) -> Numbered:
         """Returns a copy of `request` with the session and the next step number filled in."""
@@ -130,11 +136,9 @@ class StepWindow:
     def fail(self, error: MlxrtError) -> None:
         """Ends every step with `error`, when no answer is to be had any more.
 
-        The number of the oldest comes next: whether the server accepted it is not known. A server
-        that did refuses another content with STEP_MISMATCH and the number that it expects.
+        Which of them the server accepted is not known: ask it before the next step.
         """
-        if self._sent and not isinstance(error, FATAL):
-            self.next_number = self._sent[0].number
+        self.uncertain = self.uncertain or bool(self._sent)
         while self._sent:
             end(self._sent.popleft().future, error)
 

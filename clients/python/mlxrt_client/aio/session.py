@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mlxrt_client import messages
 from mlxrt_client.aio.stream import ExecuteStream
-from mlxrt_client.errors import FATAL, MlxrtError, SessionLostError, error_from_message
-from mlxrt_client.retry import RetryPolicy
+from mlxrt_client.errors import (
+    FATAL,
+    MlxrtError,
+    SessionLostError,
+    TransportError,
+    error_from_message,
+)
+from mlxrt_client.retry import CLOSE_PATIENCE_S, RetryPolicy
 from mlxrt_client.v1 import (
     CloseSessionRequest,
     GetSessionRequest,
@@ -104,11 +110,13 @@ class Session:
         async with self._step_lock:
             if len(self._window):
                 raise RuntimeError("a stream of this session has steps in flight")
+            await self._align()
             numbered = self._window.number(request)
             try:
                 response = await self._client.call(method, numbered, retry=self._step_retry)
             except MlxrtError as error:
                 self._window.next_number = expected_number(error, numbered.step_number)
+                self._window.uncertain = isinstance(error, TransportError)
                 raise
             self._window.next_number = numbered.step_number + 1
         answer: StepResponse = response if isinstance(response, StepResponse) else response.step
@@ -128,12 +136,18 @@ class Session:
         """
         if self._stream is not None and not self._stream.closed:
             raise RuntimeError("the session's stream is still open")
+        await self._align()
         depth = inflight_steps
         if depth == 0:
             depth = (await self._client.server_info()).limits.max_inflight_steps
         channel, retry = self._client.channel, self._client.retry
         self._stream = ExecuteStream(channel, self._window, depth, retry)
         return self._stream
+
+    async def _align(self) -> None:
+        """Asks for the next step's number where steps were given up without an answer."""
+        if self._window.uncertain:
+            self._window.align((await self.state()).next_step_number)
 
     async def renew(self, retry: RetryPolicy | None = None) -> int:
         """Renews the lease, as the background does anyway; returns its length in milliseconds."""
@@ -154,11 +168,16 @@ class Session:
         await asyncio.wait([self._renewal])
 
     async def close(self) -> None:
-        """Closes the session; everything that it holds is free. Does nothing for a lost session."""
+        """Closes the session; everything that it holds is free. Does nothing for a lost session.
+
+        A server that can't be reached is not waited for long: the lease ends anyway.
+        """
         await self.abandon()
         request = CloseSessionRequest(session=self.ref)
+        patience_s = min(CLOSE_PATIENCE_S, self._client.retry.patience_s)
+        retry = dataclasses.replace(self._client.retry, patience_s=patience_s)
         try:
-            await self._client.call(self._client.sessions.CloseSession, request)
+            await self._client.call(self._client.sessions.CloseSession, request, retry=retry)
         except SessionLostError:
             return
 
