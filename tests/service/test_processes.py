@@ -84,6 +84,7 @@ class Process:
         code = self.process.wait(20)
         self.channel.close()
         self.log.close()
+        assert '"error"' not in Path(self.log.name).read_text()
         return code
 
 

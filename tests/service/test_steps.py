@@ -200,6 +200,22 @@ def test_a_newer_stream_replaces_the_older(launch: Callable[..., Any]) -> None:
     assert session.step(step_number=2, decode_sequence_ids=[1]).replayed
 
 
+def test_a_lost_stream_leaves_its_steps_to_commit(launch: Callable[..., Any]) -> None:
+    server = launch(FakeEngine(num_blocks=64, block_size=4, threaded=True, step_s=0.2))
+    session = server.open()
+    session.start(1, PROMPT)
+    stream = Stream(server)
+    for _ in range(2):
+        stream.send(session.request(decode_sequence_ids=[1]))
+    while len(session.state().inflight_step_numbers) < 2:
+        time.sleep(0.005)
+    stream.call.cancel()
+    # A repeat waits for the run in flight.
+    assert session.step(step_number=3, decode_sequence_ids=[1]).replayed
+    assert session.state().sequences[0].position == len(PROMPT) + 2
+    assert server.engine.plans_run == 3
+
+
 def test_a_stream_carries_one_session(server: Any) -> None:
     one, two = server.open(), server.open()
     stream = Stream(server)
