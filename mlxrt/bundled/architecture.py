@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 TRAINED_CONTEXT = 1024
-"""Tokens in a training window; beyond it, up to `max_position_embeddings`, the model is untrained."""
+"""Tokens in a training window; the positions beyond it, up to the maximum, are untrained."""
 
 
 def config(end_of_text_id: int, vocab_size: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ EXCLUDED = (
 """Folders and files left out: third-party code, generated tables, prose, deliberate nonsense."""
 
 TEST_FOLDERS = frozenset({"test", "tests"})
-"""A file below a folder of one of these names belongs to the test suite, any other to the library."""
+"""A file below a folder so named belongs to the test suite, any other to the library."""
 
 HOLD_OUT_ONE_IN = 25
 """One file in this many, by the hash of its path, is held out for the validation loss."""

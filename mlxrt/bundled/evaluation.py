@@ -1,4 +1,4 @@
-"""Measures the bundled model: loss on held-out text, and how far its greedy choices are from ties."""
+"""Measures the bundled model: its loss on held-out text, the margins of its greedy choices."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
+from mlx.nn.layers.base import Module
+from mlx.nn.losses import cross_entropy as token_losses
 
 from mlxrt.bundled.tokens import Tokens, consecutive
 
@@ -51,7 +52,7 @@ class Greedy:
 
 def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
     """Returns the mean loss in nats a token; logits `[B, L, vocab]`, targets `[B, L]`."""
-    return nn.losses.cross_entropy(logits.astype(mx.float32), targets, reduction="mean")
+    return mx.mean(token_losses(logits.astype(mx.float32), targets))
 
 
 def stream_loss(
@@ -66,7 +67,7 @@ def stream_loss(
     for windows in consecutive(stream, length, batch):
         tokens = mx.array(windows)
         loss = cross_entropy(model(tokens[:, :-1]), tokens[:, 1:])
-        total += loss.item() * len(windows)
+        total += float(np.asarray(loss)) * len(windows)
         count += len(windows)
     if not count:
         raise ValueError(f"{len(stream)} tokens fill no window of {length}")
@@ -79,7 +80,7 @@ def bits_per_byte(nats_per_token: float, stream: Tokens, byte_count: int) -> flo
 
 
 def held_out_losses(
-    model: nn.Module, streams: dict[str, Tokens], byte_counts: dict[str, int], length: int
+    model: Module, streams: dict[str, Tokens], byte_counts: dict[str, int], length: int
 ) -> dict[str, dict[str, float] | str]:
     """Returns the loss on both held-out streams, per token and per byte.
 
@@ -97,17 +98,19 @@ def held_out_losses(
 
 
 def greedy(
-    model: nn.Module, prompt_ids: list[int], limit: int, end_of_text_id: int | None = None
+    model: Module, prompt_ids: list[int], limit: int, end_of_text_id: int | None = None
 ) -> Greedy:
     """Completes a prompt greedily with mlx-lm's own cache, at most `limit` tokens."""
     from mlx_lm.models.cache import make_prompt_cache
 
     cache = make_prompt_cache(model)
-    feed, token_ids, margins = prompt_ids, [], []
+    feed = prompt_ids
+    token_ids: list[int] = []
+    margins: list[float] = []
     while len(token_ids) < limit:
         logits = model(mx.array([feed]), cache=cache)[0, -1].astype(mx.float32)
         second, first = np.sort(np.asarray(logits))[-2:]
-        feed = [int(mx.argmax(logits).item())]
+        feed = [int(np.argmax(np.asarray(logits)))]
         if feed[0] == end_of_text_id:
             break
         token_ids += feed

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from mlxrt.bundled import evaluation
 from mlxrt.bundled.location import CARD_FILE, NAME
-from mlxrt.bundled.tokenizer_training import END_OF_TEXT
+from mlxrt.bundled.tokenizer_training import END_OF_TEXT, token_id
 
 MODEL_FILES = (
     "config.json",
@@ -63,7 +63,7 @@ def export(work: Path, folder: Path, fit: dict[str, Any], corpus: dict[str, Any]
 
 def completions(model: Any, tokenizer: Tokenizer, limit: int) -> list[evaluation.Greedy]:
     """Returns the greedy completions of `evaluation.PROMPTS`, at most `limit` tokens each."""
-    end = tokenizer.token_to_id(END_OF_TEXT)
+    end = token_id(tokenizer, END_OF_TEXT)
     return [
         evaluation.greedy(model, tokenizer.encode(prompt).ids, limit, end)
         for prompt in evaluation.PROMPTS
@@ -75,7 +75,7 @@ def _measured(folder: Path, fit: dict[str, Any]) -> dict[str, Any]:
     from mlx_lm import load
 
     model, _ = load(str(folder))
-    parameter_count = sum(array.size for _, array in tree_flatten(model.parameters()))
+    parameter_count = sum(array.size for array in dict(tree_flatten(model.parameters())).values())
     model.set_dtype(mx.float32)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     greedy = completions(model, tokenizer, TOKENS_PER_PROMPT)

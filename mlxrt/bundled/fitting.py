@@ -8,13 +8,16 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+from mlx.nn.layers.base import Module
+from mlx.nn.layers.dropout import Dropout
+from mlx.nn.layers.linear import Linear
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import qwen3
 
@@ -22,7 +25,7 @@ from mlxrt.bundled.evaluation import cross_entropy, stream_loss
 from mlxrt.bundled.tokens import Tokens, Windows
 
 Parameters = dict[str, Any]
-"""A tree of arrays, as `nn.Module.parameters` returns it."""
+"""A tree of arrays, as `Module.parameters` returns it."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,16 @@ class Report:
 
     Attributes:
         device: the device's name, as MLX tells it.
+        software: versions of the packages that trained.
         steps: optimizer steps done.
         seconds: wall-clock time of the loop, evaluations included.
         tokens_seen: tokens predicted in training, repetitions counted.
-        train_loss: mean loss of the last steps in nats a token.
+        train_loss: mean loss of the last 100 steps in nats a token, dropout included.
         curve: at each evaluation: step, seconds, training loss, held-out losses.
     """
 
     device: str
+    software: dict[str, str]
     steps: int = 0
     seconds: float = 0.0
     tokens_seen: int = 0
@@ -88,13 +93,13 @@ class Report:
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
-class DroppedLinear(nn.Linear):
+class DroppedLinear(Linear):
     """A linear layer with dropout on its output; its parameters bear the wrapped layer's names."""
 
-    def __init__(self, wrapped: nn.Linear, probability: float) -> None:
+    def __init__(self, wrapped: Linear, probability: float) -> None:
         super().__init__(1, 1, bias=False)
         self.weight = wrapped.weight
-        self._dropout = nn.Dropout(probability)
+        self._dropout = Dropout(probability)
 
     def __call__(self, x: mx.array) -> mx.array:
         """Applies the layer; drops features only in training mode."""
@@ -102,7 +107,7 @@ class DroppedLinear(nn.Linear):
 
 
 class Fit:
-    """One training run over token streams; `run` returns the parameters and a report.
+    """One training run over token streams; `run` trains and reports, then `model` gives the result.
 
     It owns all MLX state and must be used from one thread.
     """
@@ -137,7 +142,8 @@ class Fit:
     def run(self, evaluate_every: int, checkpoint: Path | None = None) -> Report:
         """Trains to the limit; writes `checkpoint` at every evaluation, if given."""
         settings = self._settings
-        report = Report(device=device_name())
+        packages = ("mlx", "mlx-lm", "tokenizers")
+        report = Report(device_name(), {name: version(name) for name in packages})
         step_of = self._compiled_step()
         self._model.train()
         begin = time.monotonic()
@@ -148,7 +154,7 @@ class Fit:
             self._optimizer.learning_rate = settings.learning_rate(step, elapsed_s)
             batch = mx.array(self._windows.draw(settings.batch, self._random))
             self._recent = [*self._recent[-99:], step_of(batch)]
-            mx.async_eval(self._master, self._optimizer.state, self._recent[-1])
+            mx.async_eval(self._master, self._optimizer.state, self._recent[-1])  # type: ignore[no-untyped-call]
             mx.eval(self._recent[-2:-1])
             report.steps = step + 1
             if report.steps % evaluate_every == 0:
@@ -161,7 +167,7 @@ class Fit:
         return report
 
     def model(self) -> qwen3.Model:
-        """Returns the model with its parameters in bfloat16, as they are exported, for inference."""
+        """Returns the model with its parameters in bfloat16, as exported, for inference."""
         self._model.update(tree_map(lambda p: p.astype(mx.bfloat16), self._master["model"]))
         mx.eval(self._model.parameters())
         self._model.eval()
@@ -177,7 +183,7 @@ class Fit:
         @partial(mx.compile, inputs=state, outputs=state)
         def step(batch: mx.array) -> mx.array:
             loss, gradients = mx.value_and_grad(loss_of)(self._master["model"], batch)
-            gradients, _ = optim.clip_grad_norm(gradients, self._settings.clip_norm)
+            gradients, _ = optim.clip_grad_norm(gradients, self._settings.clip_norm)  # type: ignore[no-untyped-call]
             self._master["model"] = self._optimizer.apply_gradients(
                 gradients, self._master["model"]
             )
@@ -190,7 +196,7 @@ class Fit:
         point = {
             "step": report.steps,
             "seconds": round(elapsed_s, 1),
-            "train_loss": mx.mean(mx.stack(self._recent)).item(),
+            "train_loss": float(np.mean([np.asarray(loss) for loss in self._recent])),
         }
         for name in ("held_out_library", "held_out_tests"):
             point[name] = stream_loss(model, self._streams[name], self._settings.length, 32)
@@ -201,9 +207,10 @@ class Fit:
             save_weights(model, checkpoint)
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
+def save_weights(model: Module, path: Path) -> None:
     """Writes the model's parameters as safetensors, under mlx-lm's names."""
-    mx.save_safetensors(str(path), dict(tree_flatten(model.parameters())), {"format": "mlx"})
+    parameters: Parameters = model.parameters()  # type: ignore[no-untyped-call]
+    mx.save_safetensors(str(path), dict(tree_flatten(parameters)), {"format": "mlx"})
 
 
 def device_name() -> str:

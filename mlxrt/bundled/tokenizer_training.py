@@ -11,6 +11,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 END_OF_TEXT = "<|endoftext|>"
 """The one special token; it stands between files. Its id is the last of the vocabulary."""
 
+LINE_END = "Ċ"
+"""A line end, as a byte-level vocabulary spells it."""
+
 SPLIT = r"\n| {2,}| ?[\p{L}_]+|\p{N}| ?[^\s\p{L}\p{N}_]+|\s"
 """A line end alone, indentation as one piece, a name with its underscores, a digit, punctuation.
 
@@ -42,6 +45,18 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     if tokenizer.get_vocab_size() != vocab_size:
         raise ValueError(f"the corpus is too small for a vocabulary of {vocab_size} tokens")
     return tokenizer
+
+
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """Returns the id of a token given as the vocabulary spells it.
+
+    Raises:
+        KeyError: the vocabulary has no such token.
+    """
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise KeyError(token)
+    return int(found)
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int) -> None:

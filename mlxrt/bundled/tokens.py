@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from mlxrt.bundled.corpus import SourceFile
-from mlxrt.bundled.tokenizer_training import END_OF_TEXT
+from mlxrt.bundled.tokenizer_training import END_OF_TEXT, token_id
 
 Tokens = npt.NDArray[np.uint16]
 """A stream of token ids, `[num_tokens]`; every file ends with the end-of-text token."""
@@ -51,7 +52,8 @@ class Windows:
     def _of(self, stream: Tokens, count: int, random: np.random.Generator) -> Tokens:
         starts = self._line_start(stream, random.integers(0, len(stream), count))
         offsets = starts[:, None] + np.arange(self.length + 1)
-        return stream[offsets % len(stream)]
+        drawn: Tokens = stream[offsets % len(stream)]
+        return drawn
 
     def _line_start(
         self, stream: Tokens, positions: npt.NDArray[np.int64]
@@ -64,7 +66,7 @@ class Windows:
 
 def encode(tokenizer: Tokenizer, files: list[SourceFile]) -> Tokens:
     """Returns the files' tokens in order, each file followed by end of text."""
-    end = tokenizer.token_to_id(END_OF_TEXT)
+    end = token_id(tokenizer, END_OF_TEXT)
     pieces: list[int] = []
     for file in files:
         pieces += tokenizer.encode(file.text).ids
@@ -74,7 +76,8 @@ def encode(tokenizer: Tokenizer, files: list[SourceFile]) -> Tokens:
 
 def save_streams(folder: Path, streams: dict[str, Tokens]) -> None:
     """Writes the streams as one compressed archive."""
-    np.savez_compressed(folder / "tokens.npz", **{name: streams[name] for name in STREAMS})
+    arrays: dict[str, Any] = {name: streams[name] for name in STREAMS}
+    np.savez_compressed(folder / "tokens.npz", **arrays)
 
 
 def load_streams(folder: Path) -> dict[str, Tokens]:
@@ -84,7 +87,7 @@ def load_streams(folder: Path) -> dict[str, Tokens]:
 
 
 def consecutive(stream: Tokens, length: int, batch: int) -> Iterator[npt.NDArray[np.int32]]:
-    """Yields the stream as batches `[<= batch, length + 1]`; each token but the first is predicted once.
+    """Yields the stream as batches `[<= batch, length + 1]`; their targets do not overlap.
 
     The rest that fills no window is left out.
     """

@@ -18,7 +18,13 @@ from tokenizers import Tokenizer
 from mlxrt.bundled import architecture
 from mlxrt.bundled.corpus import SourceFile, corpus_sha256, read_corpus, standard_library
 from mlxrt.bundled.location import path
-from mlxrt.bundled.tokenizer_training import END_OF_TEXT, save_tokenizer, train_tokenizer
+from mlxrt.bundled.tokenizer_training import (
+    END_OF_TEXT,
+    LINE_END,
+    save_tokenizer,
+    token_id,
+    train_tokenizer,
+)
 from mlxrt.bundled.tokens import Windows, encode, load_streams, save_streams
 
 STAGES = ("prepare", "fit", "export")
@@ -26,11 +32,11 @@ VOCAB_SIZE = 4096
 
 
 def prepare(work: Path) -> None:
-    """Reads the corpus, trains the tokenizer and writes both streams and configuration to `work`."""
+    """Reads the corpus, trains the tokenizer, writes the streams and configuration to `work`."""
     work.mkdir(parents=True, exist_ok=True)
     files = read_corpus(standard_library())
     tokenizer = train_tokenizer((f.text for f in files if not f.is_held_out), VOCAB_SIZE)
-    config = architecture.config(tokenizer.token_to_id(END_OF_TEXT), VOCAB_SIZE)
+    config = architecture.config(token_id(tokenizer, END_OF_TEXT), VOCAB_SIZE)
     architecture.save_config(config, work)
     save_tokenizer(tokenizer, work, config["max_position_embeddings"])
     parts: dict[str, list[SourceFile]] = {
@@ -72,7 +78,7 @@ def fit(work: Path, arguments: argparse.Namespace) -> None:
     )
     streams = load_streams(work)
     tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
-    line_end = tokenizer.token_to_id("Ċ")
+    line_end = token_id(tokenizer, LINE_END)
     windows = Windows(
         streams["library"], streams["tests"], line_end, settings.length, settings.library_share
     )
