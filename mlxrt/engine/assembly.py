@@ -76,6 +76,10 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
         checkpoint, family_of(checkpoint), accept_dropped=config.accept_dropped_semantics
     )
     device = current_device()
+    if device.kind == "cpu":
+        # There mx.compile calls a C++ compiler at run time, or does nothing where none is installed; it gains nothing
+        # and changes no bit.
+        mx.disable_compile()
     chosen = choose_path(AttentionChoice(config.attention))
     dtype = _dtype(config, device)
     max_length = min(

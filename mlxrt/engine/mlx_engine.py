@@ -49,6 +49,11 @@ class MlxEngine:
         self._listener: EngineListener | None = None
         self._assembled: Assembled | None = None
         self._watcher: _Watcher | None = None
+        self._final_counters = EngineCounters()
+        self._plan: MemoryPlan | None = None
+        self._path_reason = ""
+        self._folder: Path | None = None
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._main, name="mlxrt-engine", daemon=True)
 
     def start(self, listener: EngineListener) -> None:
@@ -73,13 +78,13 @@ class MlxEngine:
             self._closing = True
             self._changed.notify_all()
         if self._thread.ident is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._ended.wait()
 
     def counters(self) -> EngineCounters:
         """What was done since the engine was ready; any thread."""
         assembled = self._assembled
         if assembled is None:
-            return EngineCounters()
+            return self._final_counters
         import mlx.core as mx
 
         counts = assembled.path.counts
@@ -93,17 +98,17 @@ class MlxEngine:
     @property
     def memory_plan(self) -> MemoryPlan | None:
         """What goes where in memory; None before the engine is ready."""
-        return None if self._assembled is None else self._assembled.plan
+        return self._plan
 
     @property
     def tokenizer_folder(self) -> Path | None:
         """Where the tokenizer's files lie; None before the engine is ready."""
-        return None if self._assembled is None else self._assembled.folder
+        return self._folder
 
     @property
     def path_reason(self) -> str:
         """Why `auto` did not take the native attention path; empty where it did, or was not asked to."""
-        return "" if self._assembled is None else self._assembled.path_reason
+        return self._path_reason
 
     def _beat(self) -> None:
         self._beat_s = time.monotonic()
@@ -113,22 +118,54 @@ class MlxEngine:
         assert self._listener is not None
         listener = self._listener
         try:
+            self._load_and_run(listener)
+        except Exception as error:
+            listener.on_lost(_lost(error))
+        finally:
+            self._release()
+            self._ended.set()
+        # MLX keeps compiled Python functions per thread and drops them, with the GIL, when the
+        # thread ends. While the interpreter shuts down that aborts the process, and no join waits
+        # for it: so the thread, which holds nothing any more, does not end before its process.
+        threading.Event().wait()
+
+    def _load_and_run(self, listener: EngineListener) -> None:
+        assembled = self._load(listener)
+        if assembled is not None:
+            self._run(assembled, listener)
+
+    def _load(self, listener: EngineListener) -> Assembled | None:
+        """Loads the model; None where that failed, which the listener has then heard."""
+        try:
             prepare_environment()
             from mlxrt.engine.assembly import assemble
 
             self._assembled = assemble(self._config, self._progress)
         except Exception as error:
             listener.on_lost(_load_failure(error))
-            return
+            return None
+        self._plan, self._path_reason = self._assembled.plan, self._assembled.path_reason
+        self._folder = self._assembled.folder
+        return self._assembled
+
+    def _run(self, assembled: Assembled, listener: EngineListener) -> None:
+        """Serves until closed."""
         self._watcher = _Watcher(self._changed)
         self._watcher.start()
-        listener.on_ready(self._assembled.facts, self._assembled.description)
         try:
-            self._serve(self._assembled, listener)
-        except Exception as error:
-            listener.on_lost(_lost(error))
+            listener.on_ready(assembled.facts, assembled.description)
+            self._serve(assembled, listener)
         finally:
             self._watcher.stop()
+
+    def _release(self) -> None:
+        """Frees what the device holds."""
+        self._final_counters = self.counters()
+        if self._assembled is not None:
+            import mlx.core as mx
+
+            self._assembled = None
+            mx.clear_cache()
 
     def _progress(self, fraction: float, activity: str) -> None:
         self._beat()

@@ -178,3 +178,24 @@ def test_the_fingerprint_follows_config_and_weights(altered):
     assert read_checkpoint(altered("qwen3")).fingerprint == first
     assert read_checkpoint(altered("qwen3", rope_theta=5000.0)).fingerprint != first
     assert read_checkpoint(altered("llama")).fingerprint != first
+
+
+def test_a_process_with_a_closed_engine_ends_cleanly(checkpoint):
+    script = (
+        "import sys, threading\n"
+        "from mlxrt.engine.engine_config import EngineConfig\n"
+        "from mlxrt.engine.mlx_engine import MlxEngine\n"
+        "ready = threading.Event()\n"
+        "class Listener:\n"
+        "    def on_progress(self, fraction, activity): pass\n"
+        "    def on_ready(self, facts, description): ready.set()\n"
+        "    def on_lost(self, error): print(error)\n"
+        "engine = MlxEngine(EngineConfig(model=sys.argv[1], num_blocks=64))\n"
+        "engine.start(Listener())\n"
+        "assert ready.wait(60)\n"
+        "engine.close()\n"
+        "engine.close()\n"
+    )
+    folder = str(checkpoint("qwen3"))
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", script, folder], check=True, timeout=60)
