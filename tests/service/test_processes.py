@@ -20,31 +20,35 @@ from mlxrt.testing import FakeModel
 PROMPT = [5, 9, 2, 77, 1023]
 BLOCK = 4
 BLOCKS = 64
-STEP_S = 0.15
+STEP_S = 0.1
+STEPS_BESIDE_THE_VICTIM = 8
 TTL_S = 1.0
 
 
 class Process:
-    """`mlxrt serve --fake` on a unix socket, and a channel to it."""
+    """`mlxrt serve` on a unix socket, and a channel to it."""
 
-    def __init__(self, folder: Path, step_ms: float = 0, **settings: float) -> None:
+    def __init__(
+        self, folder: Path, step_ms: float = 0, *, fake: bool = True, **settings: float
+    ) -> None:
         self.address = f"unix:{folder / 's.sock'}"
         options = {"fake_model.step_ms": step_ms, "log_format": "json", **settings}
         command = [
-            sys.executable, "-m", "mlxrt", "serve", "--fake", "--address", self.address,
+            sys.executable, "-m", "mlxrt", "serve", "--address", self.address,
             "--block-size", str(BLOCK), "--num-blocks", str(BLOCKS),
         ]  # fmt: skip
+        if fake:
+            command.append("--fake")
         for key, value in options.items():
             command += ["--set", f"{key}={value}"]
         self.log = (folder / "server.log").open("w")
         self.process = subprocess.Popen(command, stderr=self.log, stdout=self.log)
         self.channel = grpc.insecure_channel(self.address)
-        self.wait_until_serving()
 
     def wait_until_serving(self) -> None:
         """Waits for health to say SERVING."""
-        grpc.channel_ready_future(self.channel).result(timeout=30)
-        watch = self.channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=30)
+        grpc.channel_ready_future(self.channel).result(timeout=60)
+        watch = self.channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=120)
         for response in watch:
             if health_pb2.HealthCheckResponse.FromString(response).status == 1:
                 break
@@ -66,7 +70,14 @@ class Process:
     def step(self, session: session_pb2.SessionRef, number: int, **fields: object) -> object:
         """One step."""
         request = step_pb2.StepRequest(session=session, step_number=number, **fields)
-        return self.call("Step", request, step_pb2.StepResponse)
+        reply = self.call("Step", request, step_pb2.StepResponse)
+        self.step_free_blocks = reply.free_blocks[0].count
+        return reply
+
+    def close(self, session: session_pb2.SessionRef) -> None:
+        """CloseSession."""
+        request = session_pb2.CloseSessionRequest(session=session)
+        self.call("CloseSession", request, session_pb2.CloseSessionResponse)
 
     def start(self, session: session_pb2.SessionRef, blocks: int) -> int:
         """Prefills sequence 1 as step 1; answers its token."""
@@ -94,6 +105,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
 
     def begin(**options: float) -> Process:
         running.append(Process(tmp_path, **options))
+        running[-1].wait_until_serving()
         return running[-1]
 
     yield begin
@@ -104,7 +116,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
 
 
 VICTIM = """
-import os, sys, grpc
+import itertools, sys, threading, grpc
 from mlxrt_client.v1 import execution_pb2, session_pb2, step_pb2
 channel = grpc.insecure_channel(sys.argv[1])
 def call(service, rpc, request, response):
@@ -121,55 +133,65 @@ def step(number, **fields):
     return step_pb2.StepRequest(session=session, step_number=number, **fields)
 call("Execution", "Step", step(1, new_sequences=[new], items=[item]), step_pb2.StepResponse)
 run = channel.stream_stream("/mlxrt.v1.ExecutionService/Execute")
-number = 1
+room = threading.Semaphore(2)
 def requests():
-    global number
-    while True:
-        number += 1
+    for number in itertools.count(2):
+        room.acquire()
         message = execution_pb2.ExecuteRequest(step=step(number, decode_sequence_ids=[1]))
         yield message.SerializeToString()
-for count, answer in enumerate(run(requests())):
+for answer in run(requests()):
+    assert execution_pb2.ExecuteResponse.FromString(answer).step.token_ids
     print("step", flush=True)
+    room.release()
 """
 
 
+def alone(server: Process, count: int) -> list[int]:
+    """The first `count` tokens after PROMPT, in a session that has the server to itself."""
+    session = server.open()
+    tokens = [server.start(session, blocks=BLOCKS // 4)]
+    for number in range(2, count + 1):
+        tokens += server.step(session, number, decode_sequence_ids=[1]).token_ids
+    server.close(session)
+    return tokens
+
+
+@pytest.mark.parametrize("engine", ["fake", "bundled"])
 def test_a_killed_clients_blocks_come_back_and_nobody_else_notices(
-    start: Callable[..., Process],
+    start: Callable[..., Process], engine: str
 ) -> None:
-    server = start(step_ms=1000 * STEP_S)
+    server = start(step_ms=1000 * STEP_S) if engine == "fake" else start(fake=False)
+    expected = alone(server, 1 + STEPS_BESIDE_THE_VICTIM)
     session = server.open(ttl_ms=60_000)
-    tokens = [*PROMPT, server.start(session, blocks=15)]
+    tokens = [server.start(session, blocks=BLOCKS // 4)]
+    ours = BLOCKS - 1 - BLOCKS // 4
     victim = subprocess.Popen(
         [sys.executable, "-c", VICTIM, server.address, str(int(1000 * TTL_S))],
         stdout=subprocess.PIPE,
     )
-    number, killed_s, freed_s = 1, 0.0, 0.0
-    deadline_s = time.monotonic() + 30
-    assert victim.stdout is not None
-    os.set_blocking(victim.stdout.fileno(), False)
-    while not freed_s and time.monotonic() < deadline_s:
-        number += 1
-        reply = server.step(session, number, decode_sequence_ids=[1])
-        tokens.append(reply.token_ids[0])
-        if not killed_s and victim.stdout.read():
-            # Its steps are in flight: it sends the next before it reads the last.
-            assert reply.free_blocks[0].count == BLOCKS - 1 - 15 - 30
+    assert victim.stdout is not None and victim.stdout.readline() == b"step\n"
+    # It keeps two steps in flight, so one is running at any time.
+    for number in range(2, 2 + STEPS_BESIDE_THE_VICTIM):
+        if number == 2 + STEPS_BESIDE_THE_VICTIM // 2:
+            assert server.step_free_blocks == ours - 30
             victim.send_signal(signal.SIGKILL)
-            victim.wait()
             killed_s = time.monotonic()
-        elif killed_s and reply.free_blocks[0].count == BLOCKS - 1 - 15:
-            freed_s = time.monotonic()
-    assert killed_s and freed_s
+        tokens += server.step(session, number, decode_sequence_ids=[1]).token_ids
+    assert victim.wait() == -signal.SIGKILL
+    while server.step_free_blocks < ours:
+        assert time.monotonic() - killed_s < 20
+        number += 1
+        server.step(session, number)
+        time.sleep(0.01)
+    took_s = time.monotonic() - killed_s
     # Two of its steps and two of ours may stand between the kill and the end of its last step; the
     # reply that shows the blocks is up to a step late as well.
-    assert TTL_S * 0.9 < freed_s - killed_s < TTL_S + 5 * STEP_S + 0.5
-    alone = FakeModel(4096, 4096, BLOCK, BLOCKS, (0,))
-    for end in range(len(PROMPT), len(tokens)):
-        assert tokens[end] == alone.expected_token(tokens[:end])
-    server.call(
-        "CloseSession", session_pb2.CloseSessionRequest(session=session),
-        session_pb2.CloseSessionResponse,
-    )  # fmt: skip
+    assert TTL_S * 0.9 < took_s < TTL_S + 5 * STEP_S + 0.5
+    assert tokens == expected and server.step_free_blocks == ours
+    if engine == "fake":
+        model = FakeModel(4096, 4096, BLOCK, BLOCKS, (0,))
+        assert tokens[-1] == model.expected_token([*PROMPT, *tokens[:-1]])
+    server.close(session)
     assert server.stop() == 0
 
 
@@ -177,20 +199,17 @@ def test_sigterm_drains_under_load(start: Callable[..., Process]) -> None:
     server = start(step_ms=30)
     session = server.open()
     tokens = [*PROMPT, server.start(session, blocks=15)]
-    alone = FakeModel(4096, 4096, BLOCK, BLOCKS, (0,))
+    model = FakeModel(4096, 4096, BLOCK, BLOCKS, (0,))
     server.process.send_signal(signal.SIGTERM)
     for number in range(2, 22):
         reply = server.step(session, number, decode_sequence_ids=[1])
-        assert reply.token_ids[0] == alone.expected_token(tokens)
+        assert reply.token_ids[0] == model.expected_token(tokens)
         tokens.append(reply.token_ids[0])
     with pytest.raises(grpc.RpcError) as raised:
         server.open()
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
     assert server.process.poll() is None
-    server.call(
-        "CloseSession", session_pb2.CloseSessionRequest(session=session),
-        session_pb2.CloseSessionResponse,
-    )  # fmt: skip
+    server.close(session)
     assert server.process.wait(5) == 0
     assert not Path(server.address.removeprefix("unix:")).exists()
 
