@@ -27,12 +27,13 @@ class Write:
         self.end = end
         self.filled = 0
 
-    def make(self) -> None:
-        """Counts the rows; those of a failed sequence compute nothing and may have spoilt what they wrote."""
+    def make(self, *, may_have_run: bool = False) -> None:
+        """Counts the rows; those of a failed sequence compute nothing, and spoil what they wrote if they ran."""
         block = self.block
         self.filled = block.filled
         if self.sequence.failure is not None:
-            block.filled = min(block.filled, self.lowest)
+            if may_have_run:
+                block.filled = min(block.filled, self.lowest)
         elif block.filled >= self.lowest:
             block.filled = max(block.filled, self.end)
 

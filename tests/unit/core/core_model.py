@@ -19,7 +19,6 @@ from mlxrt.core.step import Item, StepInput, TokenSource
 class Known:
     """A sequence: its tables by group (0 is a hole), tokens and position."""
 
-    uid: int
     tables: list[list[int]]
     tokens: list[int]
     position: int = 0
@@ -28,7 +27,7 @@ class Known:
 
     def copy(self) -> Known:
         return Known(
-            self.uid, [list(t) for t in self.tables], list(self.tokens), self.position, self.given, self.failed
+            [list(t) for t in self.tables], list(self.tokens), self.position, self.given, self.failed
         )  # fmt: skip
 
 
@@ -58,13 +57,16 @@ class State:
 
 @dataclass
 class StepEvent:
-    """An accepted step; `dead` are sequences that had failed before, `uids` those that it registers."""
+    """An accepted step; `dead` are sequences that had failed before, `starts` the first rows of the others.
+
+    `ran` are the sequences whose rows were handed to the engine, None before.
+    """
 
     ticket: int
     step: StepInput
     dead: set[int]
-    uids: dict[int, int]
-    ran: bool = False
+    starts: dict[int, int] = field(default_factory=dict)
+    ran: set[int] | None = None
 
 
 Event = StepEvent | Callable[[State], None]
@@ -98,9 +100,7 @@ class Machine:
             del state.sequences[sequence_id]
         for new in step.new_sequences:
             tables = [list(new.tables.get(group, [])) for group in self.groups]
-            state.sequences[new.sequence_id] = Known(
-                event.uids[new.sequence_id], tables, list(new.prompt)
-            )
+            state.sequences[new.sequence_id] = Known(tables, list(new.prompt))
         for item in step.items:
             if item.sequence_id not in event.dead:
                 self.change_tables(state.sequences[item.sequence_id], item)
@@ -125,17 +125,24 @@ class Machine:
         results: dict[int, Rows] = {}
         for item in (*decodes, *event.step.items):
             sequence = state.sequences[item.sequence_id]
-            if item.row_count and not sequence.failed and item.sequence_id not in event.dead:
-                if item.sequence_id in failing:
-                    sequence.failed = True
-                    for group, block_id, offset in self._slots(sequence, item):
+            if item.row_count and item.sequence_id not in event.dead:
+                if item.sequence_id in failing or (sequence.failed and item.sequence_id in (event.ran or ())):
+                    for group, block_id, offset in self._slots(sequence, item, event):
                         del state.blocks[group, block_id][offset:]
-                else:
+                elif not sequence.failed:
                     results[item.sequence_id] = self._rows(state, sequence, item)
+                sequence.failed |= item.sequence_id in failing
         return results
 
-    def _slots(self, sequence: Known, item: Item) -> list[tuple[int, int, int]]:
-        start = sequence.position if item.start_position is None else item.start_position
+    def starts(self, planned: State, step: StepInput, dead: set[int]) -> dict[int, int]:
+        """First row of every sequence that is not dead."""
+        after = planned.copy()
+        self.accept(after, StepEvent(0, step, dead))
+        given = {i.sequence_id: i.start_position for i in step.items if i.start_position is not None}
+        return {i: given.get(i, sequence.position) for i, sequence in after.sequences.items()}
+
+    def _slots(self, sequence: Known, item: Item, event: StepEvent) -> list[tuple[int, int, int]]:
+        start = event.starts[item.sequence_id]
         size = self.facts.block_size
         return [
             (group, sequence.tables[group][position // size], position % size)
@@ -224,11 +231,12 @@ class SessionModel:
             if not isinstance(event, StepEvent):
                 event(state)
             elif event.ticket == ticket:
-                event.ran = True
                 self.machine.accept(state, event)
                 ids = [*event.step.decode_ids]
                 ids += [item.sequence_id for item in event.step.items if item.row_count]
-                return [i for i in ids if i not in event.dead and not state.sequences[i].failed]
+                ids = [i for i in ids if i not in event.dead and not state.sequences[i].failed]
+                event.ran = set(ids)
+                return ids
             else:
                 self.machine.run(state, event, set())
         raise AssertionError("not in flight")
@@ -254,7 +262,7 @@ class SessionModel:
         for event in self.events:
             if isinstance(event, StepEvent):
                 rows = self.machine.run(planned, event, set())
-                if event.ran:
+                if event.ran is not None:
                     spoilt += [slot for each in rows.values() for slot in each.written]
                     spoilt += [(group, block_id, 0) for group, _, block_id in event.step.copies]
                 self.machine.accept(self.base, event)

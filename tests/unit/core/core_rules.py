@@ -27,9 +27,8 @@ class Rules:
         if found:
             return found
         dead = failed_items(planned, step)
-        event = StepEvent(0, step, dead, {new.sequence_id: 0 for new in step.new_sequences})
         after = planned.copy()
-        self.machine.accept(after, event)
+        self.machine.accept(after, StepEvent(0, step, dead))
         return (
             self._copies(after, step)
             or self._twice(step.decode_ids)
@@ -48,7 +47,7 @@ class Rules:
         for new in step.new_sequences:
             if new.sequence_id in there:
                 found.add(Reason.SEQUENCE_EXISTS)
-            there[new.sequence_id] = Known(0, [list(new.tables.get(g, [])) for g in self.machine.groups], list(new.prompt))
+            there[new.sequence_id] = Known([list(new.tables.get(g, [])) for g in self.machine.groups], list(new.prompt))
             found |= self._tokens(list(new.prompt)) | self._ids(planned, new.tables)
             if not new.prompt:
                 found.add(Reason.FIELD_INVALID)

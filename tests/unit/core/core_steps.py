@@ -58,6 +58,7 @@ class StepMaker:
             (1, self._grow),
             (2, self._pierce),
             (2, self._copy_shared),
+            (1, self._copy_over),
         ]
         weights, actions = zip(*choices, strict=True)
         self.random.choices(actions, weights)[0](sequence_id, sequence)
@@ -161,6 +162,15 @@ class StepMaker:
             table[index] = fresh
         self._chunk(sequence_id, sequence, sequence.position, replace=tables)
 
+    def _copy_over(self, sequence_id: int, sequence: Known) -> None:
+        """Copies any block over one of the sequence's."""
+        group = self.random.choice(self.machine.groups)
+        sources = [block_id for g, block_id in self.planned.blocks if g == group]
+        named = [block_id for block_id in sequence.tables[group] if block_id]
+        taken = [destination for g, _, destination in self.parts["copies"] if g == group]
+        if named and (destination := self.random.choice(named)) not in taken:
+            self.parts["copies"].append((group, self.random.choice(sources), destination))
+
     def _register(self) -> None:
         """A new sequence, sometimes over the first blocks of another one and with its first tokens."""
         random = self.random
@@ -179,7 +189,7 @@ class StepMaker:
         self.parts["new_sequences"].append(NewSequence(sequence_id, prompt, tables))
         if random.random() < 0.8:
             start = min(shared * self.facts.block_size, len(prompt) - 1)
-            known = Known(0, [tables.get(g, []) for g in self.machine.groups], prompt)
+            known = Known([tables.get(g, []) for g in self.machine.groups], prompt)
             self._chunk(sequence_id, known, start if shared else None)
 
     def _spoil(self) -> None:

@@ -76,7 +76,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.planned_ids: dict[int, list[int]] = {}
         self.waiting: list[tuple[int | None, int, int]] = []
         self.free = [group.block_count - 1 for group in FACTS.groups]
-        self.opened = self.requests = self.uids = self.acts = 0
+        self.opened = self.requests = self.acts = 0
 
     @rule(entropy=st.integers(0, 2**32 - 1))
     def act(self, entropy: int) -> None:
@@ -333,9 +333,9 @@ class CoreMachine(RuleBasedStateMachine):
         executed["accepted"] += 1
         plan = self.core._state.tickets[answer.ticket]
         executed["plain decodes"] += sum(map(bool, plan.decode_tails))
-        fresh = {new.sequence_id: self.uids + i for i, new in enumerate(step.new_sequences, 1)}
-        self.uids += len(fresh)
-        session.add(StepEvent(answer.ticket, step, failed_items(planned, step), fresh))
+        dead = failed_items(planned, step)
+        starts = self.machine.starts(planned, step, dead)
+        session.add(StepEvent(answer.ticket, step, dead, starts))
         session.inflight.append(answer.ticket)
         session.inflight_numbers.append(step.step_number)
         session.next_step_number += 1
@@ -485,6 +485,7 @@ class CoreMachine(RuleBasedStateMachine):
             if self.acts % 3 == 0:
                 self.renewed(name)
                 self.same_session(name, session)
+                self.same_plans(name, session)
 
     def same_session(self, name: str, session: SessionModel) -> None:
         snapshot = self.core.get_session(
@@ -503,6 +504,19 @@ class CoreMachine(RuleBasedStateMachine):
             assert each.token_count == len(known.tokens)
             assert each.tables == {g: table for g, table in enumerate(known.tables) if table}
             assert (each.failure is not None) == known.failed
+
+    def same_plans(self, name: str, session: SessionModel) -> None:
+        """What the core counts on, were every accepted step to commit."""
+        planned = session.planned()
+        held = self.core._state.sessions[name]
+        filled = {(b.group, b.block_id): b.filled for group in held.blocks for b in group.values()}
+        expected = {key: len(contents) for key, contents in planned.blocks.items()}
+        assert filled == expected, dict(filled.items() ^ expected.items())
+        for sequence_id, known in planned.sequences.items():
+            sequence = held.sequences[sequence_id]
+            assert sequence.planned == known.position
+            assert sequence.known == len(known.tokens)
+            assert sequence.given == known.given
 
 
 def test_the_core_does_what_the_model_says() -> None:
