@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def test_ruff_is_content() -> None:
     """Line length, imports, names and known mistakes are ruff's to find."""
     folders = ["mlxrt", "tests", "clients"]
     result = subprocess.run(
-        ["ruff", "check", "--output-format", "concise", *folders],
+        [sys.executable, "-m", "ruff", "check", "--output-format", "concise", *folders],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout
@@ -107,3 +108,13 @@ def is_overload(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """Returns whether a definition only declares a type, or sets what a property documents."""
     names = {ast.unparse(decorator).split(".")[-1] for decorator in node.decorator_list}
     return bool(names & {"overload", "setter", "override"})
+
+
+def test_the_client_is_typed_to_the_last_function() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "mypy", "--no-error-summary"],
+        cwd=ROOT / "clients" / "python",
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout
