@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import signal
+import threading
 from collections.abc import Callable
 
 import grpc
@@ -31,8 +33,9 @@ from mlxrt.server.tuning import tune_garbage_collector
 INSTANCE_ID_BYTES = 16
 STOP_GRACE_S = 1.0
 """How long calls may take to read their last answers."""
+CLOSE_S = 20.0
 LOST_CLOSE_S = 2.0
-"""How long a lost engine may take to close."""
+"""How long an engine, and a lost one, may take to close before it is left behind."""
 SERVICE_NAMES = (session_service.NAME, execution_service.NAME, model_service.NAME)
 
 _log = structlog.get_logger("mlxrt.server")
@@ -197,17 +200,25 @@ class Server:
         self._streams.close_all(loss if loss is not None else draining())
         self._health.close()
         if loss is None:
-            await asyncio.to_thread(self._engine.close)
+            await self._close_engine(CLOSE_S)
         await self._grpc.stop(STOP_GRACE_S)
         if loss is not None:
-            await self._close_lost_engine()
+            await self._close_engine(LOST_CLOSE_S)
 
-    async def _close_lost_engine(self) -> None:
-        """A lost device may never answer; the process exits all the same."""
-        closing = asyncio.get_running_loop().run_in_executor(None, self._engine.close)
-        _, hanging = await asyncio.wait([closing], timeout=LOST_CLOSE_S)
-        if hanging:
-            _log.error("the engine does not close; leaving it")
+    async def _close_engine(self, limit_s: float) -> None:
+        """Closes the engine; one that hangs is left behind, on a daemon thread."""
+        loop, closed = asyncio.get_running_loop(), asyncio.Event()
+
+        def close() -> None:
+            self._engine.close()
+            with contextlib.suppress(RuntimeError):  # the loop has gone without waiting
+                loop.call_soon_threadsafe(closed.set)
+
+        threading.Thread(target=close, name="mlxrt-close", daemon=True).start()
+        try:
+            await asyncio.wait_for(closed.wait(), limit_s)
+        except TimeoutError:
+            _log.error("the engine does not close; leaving it", limit_s=limit_s)
 
 
 async def serve(

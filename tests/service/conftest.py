@@ -126,8 +126,7 @@ class Harness:
     def close(self) -> ExitCode:
         """Drains without waiting and answers the exit code."""
         if not self.exit_code.done():
-            self.on_loop(self.server.drain)
-            self.on_loop(self.server.drain)
+            self.loop.call_soon_threadsafe(lambda: (self.server.drain(), self.server.drain()))
         code = self.exit_code.result(20)
         self._thread.join(10)
         self.channel.close()

@@ -206,6 +206,19 @@ def test_a_failed_load_exits_with_its_code(
     assert server.exit_code.result(10) is code
 
 
+def test_an_engine_that_never_closes_is_left_behind(
+    launch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxrt.server.app.CLOSE_S", 0.2)
+    server = launch()
+    hang = threading.Event()
+    monkeypatch.setattr(server.engine, "close", hang.wait)
+    started = time.monotonic()
+    assert server.close() is ExitCode.OK
+    assert time.monotonic() - started < 5
+    hang.set()
+
+
 def test_unknown_service_and_malformed_health(server: Any) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         check(server, "nobody")
