@@ -1,0 +1,96 @@
+"""Sampling rules through the engine: the same tokens whether the tokens before them were read or are still on the device."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mlxrt.core.sampling import Sampling
+from mlxrt.core.step import Entry, Registration, StepPlan, TableUpdate, TokenSource
+
+RULES = [
+    Sampling(temperature=0.9, top_p=0.9),
+    Sampling(temperature=1.3, top_k=20, min_p=0.01),
+    Sampling(repetition_penalty=1.4, frequency_penalty=0.6, presence_penalty=0.3),
+    Sampling(temperature=0.7, repetition_penalty=1.2, frequency_penalty=1.5),
+    Sampling(logit_bias=((5, 12.0), (6, 11.0)), frequency_penalty=2.0),
+    Sampling(top_logprobs=3),
+    Sampling(),
+]
+PROMPT = [4, 8, 15, 16, 23, 42]
+STEPS = 14
+
+
+def _plans() -> list[StepPlan]:
+    """Prefill of one sequence per rule, then decode steps."""
+    first = StepPlan(1)
+    for handle, rules in enumerate(RULES, start=1):
+        first.registrations.append(Registration(handle, PROMPT, rules, seed=1000 + handle))
+        blocks = list(range(6 * handle, 6 * handle + 6))
+        first.table_updates.append(TableUpdate(handle, 0, 0, blocks, 6))
+        first.entries.append(Entry(handle, 0, 6, TokenSource.REGISTERED, sample=True))
+    handles = list(range(1, len(RULES) + 1))
+    return [first] + [
+        StepPlan(2 + step, decode_handles=handles, decode_starts=[6 + step] * len(handles))
+        for step in range(STEPS)
+    ]
+
+
+def _run(running, in_flight: int) -> list[list[int]]:
+    """Tokens by sequence."""
+    tokens: list[list[int]] = [[] for _ in RULES]
+    plans = _plans()
+    submitted = 0
+    for index in range(len(plans)):
+        while submitted < min(len(plans), index + in_flight):
+            running.submit(plans[submitted])
+            submitted += 1
+        outcome = running.outcome()
+        assert outcome.failure is None, outcome.failure
+        if index:
+            row = list(outcome.decode_tokens)
+            detail = outcome.decode_details[5]
+            assert detail.token == row[5] == detail.top[0][0]
+            assert detail.rank == 1
+            assert len(detail.top) == 3
+            assert set(outcome.decode_details) == {5}
+        else:
+            row = [entry.token for entry in outcome.entry_rows]
+        for sequence, token in zip(tokens, row, strict=True):
+            sequence.append(token)
+    return tokens
+
+
+@pytest.mark.parametrize("path", ["gather", "native"])
+def test_pending_tokens_count_like_read_ones(path, checkpoint, start_engine, make_oracle):
+    folder = checkpoint("qwen3")
+    runs = []
+    for in_flight in (1, 2):
+        running = start_engine(folder, attention=path)
+        runs.append(_run(running, in_flight))
+        running.engine.close()
+    assert runs[0] == runs[1]
+    tokens = runs[0]
+    greedy = make_oracle(folder).greedy(PROMPT, STEPS + 1)[len(PROMPT) :]
+    assert tokens[5] == tokens[6] == greedy
+    for rules, generated in list(zip(RULES, tokens, strict=True))[:5]:
+        assert generated != greedy, rules
+    # The bias decides the first tokens; the penalty on each use then drives it away from both.
+    assert set(tokens[4][:2]) <= {5, 6}
+    assert len(set(tokens[4])) > 2
+
+
+def test_penalties_follow_the_formula(checkpoint, start_engine, make_oracle):
+    folder = checkpoint("qwen3")
+    running = start_engine(folder, attention="gather")
+    generated = _run(running, 2)[2]
+    rules, oracle = RULES[2], make_oracle(folder)
+    logits = oracle.logits(PROMPT + generated)
+    for step, token in enumerate(generated):
+        row = logits[len(PROMPT) - 1 + step].astype(np.float64)
+        before = generated[:step]
+        for seen in set(PROMPT + before):
+            row[seen] = row[seen] / 1.4 if row[seen] > 0 else row[seen] * 1.4
+        for used in set(before):
+            row[used] -= rules.frequency_penalty * before.count(used) + rules.presence_penalty
+        assert int(row.argmax()) == token
