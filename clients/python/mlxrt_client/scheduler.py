@@ -30,6 +30,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from itertools import islice
 
 from mlxrt_client import messages
 from mlxrt_client.blocks import BlockAllocator
@@ -97,6 +98,7 @@ class Scheduler:
         self._running: list[ScheduledSequence] = []
         self._ended: list[ScheduledSequence] = []
         self._next_sequence_id = 1
+        self._registered_count = 0
         self._undelivered: deque[Token] = deque()
         self._interrupted = False
 
@@ -191,7 +193,7 @@ class Scheduler:
             if sequence.wants_rows and sequence.decodes and not preempted:
                 self._plan_decode(plan, sequence)
         for sequence in self._running:
-            if sequence.wants_rows and sequence not in plan and plan.row_count < self._rows_max:
+            if sequence.wants_rows and not sequence.decodes and plan.row_count < self._rows_max:
                 self._plan_chunk(plan, sequence)
         self._admit(plan)
         if plan.sequence_count or plan.step.release_sequence_ids:
@@ -243,6 +245,7 @@ class Scheduler:
                 )
             )
             sequence.registered = True
+            self._registered_count += 1
         item = messages.chunk_item(
             sequence.sequence_id,
             row_count,
@@ -258,18 +261,20 @@ class Scheduler:
 
     def _admit(self, plan: Plan) -> None:
         """Starts or resumes waiting sequences, in order, each with blocks for its known tokens."""
-        registered_count = sum(sequence.registered for sequence in self._known.values())
-        for sequence in [s for s in self._waiting if s.wants_rows and s not in plan]:
+        for sequence in tuple(islice(self._waiting, self._sequences_max)):
+            if not sequence.wants_rows:
+                continue
+            if sequence in plan:  # preempted just now: nobody younger takes its blocks
+                return
             counts = dict.fromkeys(self._groups, self._blocks_for(sequence.token_count))
             if (
                 plan.row_count >= self._rows_max
                 or len(self._running) >= self._sequences_max
                 or plan.sequence_count >= self._sequences_max
-                or registered_count >= self._registered_max + sequence.registered
+                or self._registered_count >= self._registered_max + sequence.registered
                 or not self._blocks.can_allocate(counts)
             ):
                 return
-            registered_count += not sequence.registered
             self._waiting.remove(sequence)
             self._running.append(sequence)
             sequence.tables = self._blocks.allocate(counts)
@@ -285,6 +290,7 @@ class Scheduler:
         self.statistics.count_times(response.timings)
         for sequence in plan.released:
             del self._known[sequence.sequence_id]
+        self._registered_count -= len(plan.released)
         tokens = []
         results = list(response.results)
         details = {r.sequence_id: r for r in results[: len(results) - len(plan.items)]}
@@ -344,6 +350,7 @@ class Scheduler:
         self._blocks = BlockAllocator()
         self._blocks.add(messages.tables_of(state.leased_blocks))
         held = {sequence.sequence_id: sequence for sequence in state.sequences}
+        self._registered_count = len(held)
         for sequence in self._known.values():
             there = held.get(sequence.sequence_id)
             sequence.registered = there is not None
