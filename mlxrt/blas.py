@@ -1,9 +1,9 @@
 """Which BLAS computes MLX's float32 and float64 matrix products on the CPU.
 
 MLX's Linux wheel for x86-64 brings the reference BLAS, one scalar thread. PyPI's `scipy-openblas32`
-brings OpenBLAS under names with a prefix, which a small library beside mlxrt's extension gives MLX's
-names. Whatever is in the process's global scope when libmlx is loaded wins; so it must be loaded before
-`mlx.core`, and this module imports neither MLX nor mlxrt.kernels.
+brings OpenBLAS under names with a prefix, which a small library beside mlxrt's extension gives
+MLX's names. Whatever is in the process's global scope when libmlx is loaded wins; so it must be
+loaded before `mlx.core`, and this module imports neither MLX nor mlxrt.kernels.
 
 Source: the ELF rules of symbol lookup (global scope before the library's own dependencies).
 """
@@ -35,8 +35,8 @@ def load_openblas() -> str | None:
     """Makes MLX use OpenBLAS and returns its description, or None if this installation has none.
 
     None means that the wheel's own BLAS stays in use: the platform is not Linux on x86-64, or the
-    package `scipy-openblas32` (the extra `cpu`) is not installed; `active()` says which it is. Calling it
-    again changes nothing. Call it on the main thread, before `mlx.core` is imported.
+    package `scipy-openblas32` (the extra `cpu`) is not installed; `active()` says which it is.
+    Calling it again changes nothing. Call it on the main thread, before `mlx.core` is imported.
 
     Raises:
         RuntimeError: `mlx.core` is already imported, so that its BLAS is bound.
@@ -59,10 +59,11 @@ def load_openblas() -> str | None:
 
 
 def default_threads() -> int:
-    """Threads that OpenBLAS gets unless OPENBLAS_NUM_THREADS says otherwise: one core less than there are, at least one.
+    """Returns OpenBLAS's threads where OPENBLAS_NUM_THREADS is unset: all cores but one, or one.
 
-    Its threads spin while they wait for each other. On two cores a second one that must share its core with the server or
-    its client made a product of [8, 512] and [512, 1536] 90 times slower (0.36 to 32 ms, medians).
+    Its threads spin while they wait for each other. On two cores a second one that must share its
+    core with the server or its client made a product of [8, 512] and [512, 1536] 90 times slower
+    (0.36 to 32 ms, medians).
     """
     return max(1, len(os.sched_getaffinity(0)) - 1)
 

@@ -1,7 +1,7 @@
 """Paged attention, KV writes and block copies as MLX primitives that work in place.
 
-Importing this module imports `mlx.core`. If another BLAS is wanted, `mlxrt.blas` must have loaded it
-before. Raises ImportError if the extension and the installed MLX do not fit together.
+Importing this module imports `mlx.core`. If another BLAS is wanted, `mlxrt.blas` must have loaded
+it before. Raises ImportError if the extension and the installed MLX do not fit together.
 """
 
 import mlx.core as mx

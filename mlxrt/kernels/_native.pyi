@@ -8,11 +8,12 @@ Symbols in shapes:
     num_q_heads  a multiple of num_kv_heads
     key_dim      head size of queries and keys, value_dim that of values; multiples of 8
 
-The operations build a graph and run when it is evaluated, on the CPU; on a GPU stream the evaluation
-raises RuntimeError (`--attention gather` is the way there). Building checks ranks, shapes and dtypes
-(ValueError "[operation] argument ..."); evaluating checks every index before it is followed, and
-raises RuntimeError from `mx.eval`. After such an error the outputs hold no defined values: discard the step.
-Like all of MLX, they must be built and evaluated by the thread that owns the stream.
+The operations build a graph and run when it is evaluated, on the CPU; on a GPU stream the
+evaluation raises RuntimeError (`--attention gather` is the way there). Building checks ranks,
+shapes and dtypes (ValueError "[operation] argument ..."); evaluating checks every index before it
+is followed, and raises RuntimeError from `mx.eval`. After such an error the outputs hold no defined
+values: discard the step. Like all of MLX, they must be built and evaluated by the thread that owns
+the stream.
 """
 
 import mlx.core as mx
@@ -35,9 +36,9 @@ def kv_write(
     """Writes rows of keys and values into slots of the pools, in place, and returns new handles.
 
     The returned arrays share the pools' memory: nothing is copied, whatever still holds the old
-    handles. Rebind them and let every reader take the returned ones: a handle that nobody reads is never
-    written, and an old handle may or may not show the new bytes. Writes may be chained; within one graph no
-    reader of an older handle may stand between.
+    handles. Rebind them and let every reader take the returned ones: a handle that nobody reads is
+    never written, and an old handle may or may not show the new bytes. Writes may be chained;
+    within one graph no reader of an older handle may stand between.
 
     Args:
         k_pool: [num_blocks, block_size, num_kv_heads, key_dim], any dtype, row-contiguous.
@@ -65,7 +66,8 @@ def copy_blocks(
     All sources are read before any destination is written: chains and swaps mean what they say.
 
     Args:
-        pools: each [num_blocks, ...], any dtype and rank, row-contiguous, num_blocks the same in all.
+        pools: each [num_blocks, ...], any dtype and rank, row-contiguous, num_blocks the same in
+        all.
         sources: [N] int32.
         destinations: [N] int32, distinct. A pair with a negative member is skipped.
         stream: Stream or device; default: the current stream.
@@ -92,11 +94,12 @@ def paged_attention(
 ) -> mx.array:
     """Returns causal attention of each sequence's rows over its blocks, accumulated in float32.
 
-    Row r of sequence s stands at position p = context_len[s] - (query_start[s + 1] - r) and sees the
-    positions c <= p, with a window only c > p - window. Nothing else is read: not the rest of a block,
-    not a block wholly outside the window (its table entry may be anything). A row's bits depend on its own
-    query, position and visible keys and values: not on the batch, on how a prompt was cut into
-    chunks, on the block size or on threads; they do depend on the instruction set (`simd_level`).
+    Row r of sequence s stands at position p = context_len[s] - (query_start[s + 1] - r) and sees
+    the positions c <= p, with a window only c > p - window. Nothing else is read: not the rest of a
+    block, not a block wholly outside the window (its table entry may be anything). A row's bits
+    depend on its own query, position and visible keys and values: not on the batch, on how a prompt
+    was cut into chunks, on the block size or on threads; they do depend on the instruction set
+    (`simd_level`).
 
     Args:
         q: [T, num_q_heads, key_dim] float32, bfloat16 or float16; any strides.
@@ -104,7 +107,8 @@ def paged_attention(
             necessarily q's; row-contiguous.
         v_pool: [num_blocks, block_size, num_kv_heads, value_dim], k_pool's dtype, row-contiguous.
         block_tables: [S, max_blocks] int32; entry b holds positions b * block_size and on.
-        query_start: [S + 1] int32, from 0 and not falling: rows [query_start[s], query_start[s + 1])
+        query_start: [S + 1] int32, from 0 and not falling: rows [query_start[s], query_start[s +
+        1])
             are sequence s's. Rows from query_start[S] on are padding.
         context_len: [S] int32, positions of s including this step's rows.
         scale: Factor of the scores, finite.
@@ -119,7 +123,8 @@ def paged_attention(
 
     Raises:
         ValueError: a rank, shape, dtype or option does not fit.
-        RuntimeError: at evaluation: query_start, context_len or a needed entry of block_tables is out
+        RuntimeError: at evaluation: query_start, context_len or a needed entry of block_tables is
+        out
             of range, a pool is not row-contiguous, or the stream is a GPU's.
     """
 

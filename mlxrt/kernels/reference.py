@@ -1,8 +1,9 @@
 """The kernels' operations in plain MLX: the truth that every native kernel is tested against.
 
-Functional (a write returns a new pool), slow, and independent of the native extension. Signatures are
-those of the native operations; shapes are explained in `_native.pyi`. These functions read their
-integer arguments on the host, so they evaluate inside: tests and the gather path's oracle, not steps.
+Functional (a write returns a new pool), slow, and independent of the native extension. Signatures
+are those of the native operations; shapes are explained in `_native.pyi`. These functions read
+their integer arguments on the host, so they evaluate inside: tests and the gather path's oracle,
+not steps.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 def kv_write(
     k_pool: mx.array, v_pool: mx.array, keys: mx.array, values: mx.array, slots: mx.array
 ) -> tuple[mx.array, mx.array]:
-    """Returns copies of the pools with row t of keys and values in slot slots[t]; negative: skipped."""
+    """Returns copies of the pools with row t of keys and values in slot slots[t], if it is one."""
     chosen = np.flatnonzero(np.array(slots) >= 0)
     if not len(chosen):
         return k_pool, v_pool
@@ -31,9 +32,7 @@ def _with_rows(pool: mx.array, slots: mx.array, rows: mx.array) -> mx.array:
     return flat.reshape(pool.shape)
 
 
-def copy_blocks(
-    pools: list[mx.array], sources: mx.array, destinations: mx.array
-) -> list[mx.array]:
+def copy_blocks(pools: list[mx.array], sources: mx.array, destinations: mx.array) -> list[mx.array]:
     """Returns copies of the pools with block sources[i] in block destinations[i]."""
     pairs = zip(np.array(sources).tolist(), np.array(destinations).tolist(), strict=True)
     chosen = [(s, d) for s, d in pairs if s >= 0 and d >= 0]
@@ -62,7 +61,7 @@ def paged_attention(
     softcap: float = 0.0,
     sinks: mx.array | None = None,
 ) -> mx.array:
-    """Returns causal attention of each sequence's rows over its blocks, in float32 until the end."""
+    """Returns causal attention of each sequence's rows over its blocks, computed in float32."""
     tables = np.array(block_tables)
     starts = np.array(query_start).tolist()
     contexts = np.array(context_len).tolist()

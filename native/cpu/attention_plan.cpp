@@ -11,7 +11,8 @@ namespace {
 // than the second thread saves.
 constexpr int64_t serial_bytes = 1 << 20;
 
-// Tiles of at most this many rows are cut by parts too: their states are small beside their K and V.
+// Tiles of at most this many rows are cut by parts too: their states are small beside the K and V
+// that they read.
 constexpr int split_rows = 8;
 
 int rows_per_tile(const AttentionCall& call) {

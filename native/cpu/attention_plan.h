@@ -3,9 +3,9 @@
 // How one paged_attention evaluation is cut into work for the threads.
 //
 // Query rows of a sequence go in tiles (they share every K and V load), positions in parts of 512.
-// Each part of a tile leaves a softmax state (maximum, sum, weighted values), and the parts of a row
-// are merged in ascending order. What the cut into items is therefore never shows in a row's bits:
-// it may follow the number of threads and the batch.
+// Each part of a tile leaves a softmax state (maximum, sum, weighted values), and the parts of a
+// row are merged in ascending order. How tiles and parts are dealt out to threads therefore never
+// shows in a row's bits: it may follow the number of threads and the batch.
 
 #include <cstdint>
 #include <vector>

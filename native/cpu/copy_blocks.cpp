@@ -33,9 +33,9 @@ std::vector<Pair> read_pairs(const cpu::IntVector<int32_t>& sources,
     }
     if (pair.source >= num_blocks || pair.destination >= num_blocks) {
       throw std::out_of_range(
-          "[copy_blocks] pair " + std::to_string(i) + " is " + std::to_string(pair.source) + " -> " +
-          std::to_string(pair.destination) + ", the pools have " + std::to_string(num_blocks) +
-          " blocks; nothing was copied");
+          "[copy_blocks] pair " + std::to_string(i) + " is " + std::to_string(pair.source) +
+          " -> " + std::to_string(pair.destination) + ", the pools have " +
+          std::to_string(num_blocks) + " blocks; nothing was copied");
     }
     if (!written.insert(pair.destination).second) {
       throw std::invalid_argument(

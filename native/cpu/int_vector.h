@@ -6,8 +6,8 @@
 
 namespace mlxrt::cpu {
 
-// A one-axis array of integers as a task reads it: pointer and stride, no copy. The array's data stays
-// alive until the task ran, which is MLX's promise for every input.
+// A one-axis array of integers as a task reads it: pointer and stride, no copy. The array's data
+// stays alive until the task ran, which is MLX's promise for every input.
 template <class T>
 struct IntVector {
   explicit IntVector(const mlx::core::array& a)

@@ -218,7 +218,8 @@ class Evaluation {
     });
   }
 
-  void merge(const RowTile& tile, const WorkItem& item, const State& into, const State& part) const {
+  void merge(const RowTile& tile, const WorkItem& item, const State& into,
+             const State& part) const {
     const int stride = cpu::padded(call_.value_dim);
     for_each_head_row(tile, item, [&](int, int, int64_t i) {
       kernels::merge_row(into.maxima[i], into.sums[i], into.outputs + i * stride, part.maxima[i],

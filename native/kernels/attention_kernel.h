@@ -1,11 +1,12 @@
 #pragma once
 
 // The attention kernel, written once in terms of the vector type that the including file chose.
-// Everything is in an unnamed namespace and nothing of the standard library is used: see attention.h.
+// Everything is in an unnamed namespace and nothing of the standard library is used: see
+// attention.h.
 //
-// For every tile of 32 positions, for every KV head: the scores of all query rows (dot products, four
-// positions at a time), the running softmax, then the weighted values. Each loaded K and V vector
-// serves up to row_block rows. A row's result is the same, bit for bit, whatever rows stand
+// For every tile of 32 positions, for every KV head: the scores of all query rows (dot products,
+// four positions at a time), the running softmax, then the weighted values. Each loaded K and V
+// vector serves up to row_block rows. A row's result is the same, bit for bit, whatever rows stand
 // beside it: every row has its own sequence of operations, in ascending order of positions.
 
 #include <string.h>
@@ -249,7 +250,8 @@ void gather_chunk(const AttentionPart& part, const Tile& tile, int64_t start, in
     const int64_t column = part.first_position + row - start;
     chunk.end[i] = max_int(tile.begin, min_int(tile.end, column + 1));
     chunk.begin[i] =
-        part.window > 0 ? max_int(tile.begin, min_int(tile.end, column - part.window + 1)) : tile.begin;
+        part.window > 0 ? max_int(tile.begin, min_int(tile.end, column - part.window + 1))
+                        : tile.begin;
   }
 }
 
@@ -313,7 +315,8 @@ void weigh_values(const AttentionPart& part, const Tile& tile, Chunk& chunk, int
     const bool shared = begin < end;
     for (int r = 0; r < R; ++r) {
       weigh_rows<T, 1>(chunk.outputs + from + r, weights + r * tile_positions, tile.values,
-                       head_bytes, chunk.begin[from + r], shared ? begin : chunk.end[from + r], dim);
+                       head_bytes, chunk.begin[from + r], shared ? begin : chunk.end[from + r],
+                       dim);
     }
     if (!shared) {
       return;

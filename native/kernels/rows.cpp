@@ -57,7 +57,8 @@ uint16_t to_float16(float x) {
 
 } // namespace
 
-void load_row(ElementType type, const void* row, int64_t stride, int count, float scale, float* out) {
+void load_row(ElementType type, const void* row, int64_t stride, int count, float scale,
+              float* out) {
   const auto* halves = static_cast<const uint16_t*>(row);
   const auto* floats = static_cast<const float*>(row);
   for (int i = 0; i < count; ++i) {

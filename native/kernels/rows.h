@@ -7,7 +7,8 @@
 namespace mlxrt::kernels {
 
 // out[i] = scale * row[i * stride] for i < count, in float32.
-void load_row(ElementType type, const void* row, int64_t stride, int count, float scale, float* out);
+void load_row(ElementType type, const void* row, int64_t stride, int count, float scale,
+              float* out);
 
 // row[i] = factor * in[i] for i < count, rounded to nearest even.
 void store_row(ElementType type, void* row, int count, float factor, const float* in);

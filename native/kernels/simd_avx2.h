@@ -54,7 +54,9 @@ struct Simd {
     return _mm256_blendv_ps(other, x, _mm256_castsi256_ps(inside));
   }
 
-  static Vec load_float32(const char* p) { return _mm256_loadu_ps(reinterpret_cast<const float*>(p)); }
+  static Vec load_float32(const char* p) {
+    return _mm256_loadu_ps(reinterpret_cast<const float*>(p));
+  }
   static Vec load_bfloat16(const char* p) {
     const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));

@@ -47,8 +47,8 @@ Pool random_pool(const Shape& s, int dim, std::mt19937& random) {
 }
 
 // Attention of one query head at one position, in double precision.
-std::vector<double> expected(const Shape& s, const Pool& keys, const Pool& values, const float* query,
-                             int position, int kv_head) {
+std::vector<double> expected(const Shape& s, const Pool& keys, const Pool& values,
+                             const float* query, int position, int kv_head) {
   const int first = s.window > 0 ? std::max(0, position - s.window + 1) : 0;
   std::vector<double> sum(s.value_dim);
   double total = 0;

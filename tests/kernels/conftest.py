@@ -1,4 +1,4 @@
-"""Cases for the native kernels: pools full of NaN, in which only what must be readable is finite."""
+"""Cases for the native kernels: pools full of NaN, finite only where a row may read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if "large" not in config.option.markexpr:
         for item in items:
             if item.get_closest_marker("large"):
-                item.add_marker(pytest.mark.skip(reason="touches 5 GB of memory; run with -m large"))
+                item.add_marker(
+                    pytest.mark.skip(reason="touches 5 GB of memory; run with -m large")
+                )
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +108,7 @@ def build_attention(case: AttentionCase) -> AttentionInputs:
 
 
 def assert_close(actual: mx.array, expected: mx.array) -> None:
-    """Both are rounded from float32 sums: they may differ by one rounding and by the sums' order."""
+    """Both are rounded from float32 sums: they may differ by a rounding and the sums' order."""
     assert actual.dtype == expected.dtype and actual.shape == expected.shape
     step = {mx.float32: 2e-6, mx.bfloat16: 2**-7, mx.float16: 2**-10}[expected.dtype]
     a, b = (np.array(x.astype(mx.float32)) for x in (actual, expected))
@@ -115,8 +117,8 @@ def assert_close(actual: mx.array, expected: mx.array) -> None:
 
 def same_bits(a: mx.array, b: mx.array) -> bool:
     """Whether two arrays hold the same bytes (NaN included)."""
-    as_bytes = [np.array(x.view(mx.uint8)) for x in (a, b)]
-    return a.dtype == b.dtype and np.array_equal(*as_bytes)
+    left, right = (np.array(x.view(mx.uint8)) for x in (a, b))
+    return a.dtype == b.dtype and np.array_equal(left, right)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import subprocess
 import sys
@@ -14,22 +15,32 @@ HAS_OPENBLAS = (
     and platform.machine() == "x86_64"
     and importlib.util.find_spec("scipy_openblas32") is not None
 )
-NEEDS_OPENBLAS = pytest.mark.skipif(not HAS_OPENBLAS, reason="no scipy-openblas32 for this platform")
+NEEDS_OPENBLAS = pytest.mark.skipif(
+    not HAS_OPENBLAS, reason="no scipy-openblas32 for this platform"
+)
 
 
 def run(program: str) -> str:
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
 def test_the_module_imports_neither_mlx_nor_the_kernels() -> None:
-    assert run(
-        "import sys, mlxrt.blas\n"
-        "print([m for m in sys.modules if m.startswith(('mlx.', 'mlxrt.kernels'))])"
-    ) == "[]\n"
+    assert (
+        run(
+            "import sys, mlxrt.blas\n"
+            "print([m for m in sys.modules if m.startswith(('mlx.', 'mlxrt.kernels'))])"
+        )
+        == "[]\n"
+    )
 
 
 @NEEDS_OPENBLAS
@@ -67,7 +78,7 @@ def test_libmlx_binds_to_the_shim() -> None:
     for choice, library in (("openblas", "libmlxrt_blas.so"), ("reference", "libblas")):
         result = subprocess.run(
             [sys.executable, "-c", program, choice],
-            env={"LD_DEBUG": "bindings", "PYTHONPATH": ":".join(sys.path)},
+            env={"LD_DEBUG": "bindings", "PYTHONPATH": os.pathsep.join(sys.path)},
             capture_output=True,
             text=True,
             check=True,

@@ -64,13 +64,13 @@ def test_order(pairs: list[tuple[int, int]], expected: list[int]) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(num_blocks=st.integers(1, 12), count=st.integers(0, 12), seed=st.integers(0, 2**16))
-def test_any_pairs(
-    num_blocks: int, count: int, seed: int, identical: Callable[..., bool]
-) -> None:
+def test_any_pairs(num_blocks: int, count: int, seed: int, identical: Callable[..., bool]) -> None:
     rng = np.random.default_rng(seed)
     destinations = rng.permutation(num_blocks)[:count].astype(np.int32)
     sources = rng.integers(-1, num_blocks, len(destinations)).astype(np.int32)
-    expected = reference.copy_blocks(numbered(num_blocks), mx.array(sources), mx.array(destinations))
+    expected = reference.copy_blocks(
+        numbered(num_blocks), mx.array(sources), mx.array(destinations)
+    )
     copied = kernels.copy_blocks(numbered(num_blocks), mx.array(sources), mx.array(destinations))
     assert all(identical(a, b) for a, b in zip(copied, expected, strict=True))
 
@@ -92,13 +92,15 @@ def test_copies_then_writes_then_reads() -> None:
     slots = mx.array([4, 5, 6, 7], mx.int64)
     k_pool, v_pool = kernels.kv_write(k_pool, v_pool, ones, 3 * ones, slots)
     mx.eval(k_pool, v_pool)
-    copied = kernels.copy_blocks(
-        [k_pool, v_pool], mx.array([1], mx.int32), mx.array([2], mx.int32)
-    )
+    copied = kernels.copy_blocks([k_pool, v_pool], mx.array([1], mx.int32), mx.array([2], mx.int32))
     written = kernels.kv_write(*copied, ones[:1], 7 * ones[:1], mx.array([8], mx.int64))
     out = kernels.paged_attention(
-        mx.zeros((1, 1, 8)), *written, mx.array([[2]], mx.int32), mx.array([0, 1], mx.int32),
-        mx.array([4], mx.int32), scale=1.0,
+        mx.zeros((1, 1, 8)),
+        *written,
+        mx.array([[2]], mx.int32),
+        mx.array([0, 1], mx.int32),
+        mx.array([4], mx.int32),
+        scale=1.0,
     )
     assert out[0, 0].tolist() == [4.0] * 8  # (7 + 3 + 3 + 3) / 4
     assert (written[1][1] == 3).all()

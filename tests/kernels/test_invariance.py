@@ -25,7 +25,11 @@ def test_threads_do_not_show(
     # 6 MB of K and V: enough for the parallel path, see serial_bytes in attention_plan.cpp.
     inputs = build(
         attention_case(
-            contexts=(2100, 900, 300), rows=(1, 30, 5), num_kv_heads=4, key_dim=128, value_dim=128,
+            contexts=(2100, 900, 300),
+            rows=(1, 30, 5),
+            num_kv_heads=4,
+            key_dim=128,
+            value_dim=128,
             window=window,
         )
     )
@@ -49,8 +53,13 @@ def test_batch_mates_do_not_show(
     for s in range(3):
         begin, end = starts[s].item(), starts[s + 1].item()
         alone = kernels.paged_attention(
-            q[begin:end], k_pool, v_pool, tables[s : s + 1],
-            mx.array([0, end - begin], mx.int32), contexts[s : s + 1], **inputs.options,
+            q[begin:end],
+            k_pool,
+            v_pool,
+            tables[s : s + 1],
+            mx.array([0, end - begin], mx.int32),
+            contexts[s : s + 1],
+            **inputs.options,
         )
         assert identical(alone, together[begin:end])
 
@@ -63,19 +72,28 @@ def test_chunks_of_a_prompt_do_not_show(
     kernels.set_simd_level(level)
     length = 560
     inputs = build(
-        attention_case(contexts=(length,), rows=(length,), group=3, key_dim=72, value_dim=40, **options)
+        attention_case(
+            contexts=(length,), rows=(length,), group=3, key_dim=72, value_dim=40, **options
+        )
     )
     whole = inputs.run(kernels.paged_attention)
     q, k_pool, v_pool, tables, _, _ = inputs.arrays
     for begin, end in ((0, 1), (1, 8), (8, 39), (39, 520), (520, 559), (559, 560)):
         chunk = kernels.paged_attention(
-            q[begin:end], k_pool, v_pool, tables, mx.array([0, end - begin], mx.int32),
-            mx.array([end], mx.int32), **inputs.options,
+            q[begin:end],
+            k_pool,
+            v_pool,
+            tables,
+            mx.array([0, end - begin], mx.int32),
+            mx.array([end], mx.int32),
+            **inputs.options,
         )
         assert identical(chunk, whole[begin:end])
 
 
-def test_the_block_size_does_not_show(attention_case: Any, build: Any, identical: Identical) -> None:
+def test_the_block_size_does_not_show(
+    attention_case: Any, build: Any, identical: Identical
+) -> None:
     inputs = build(attention_case(contexts=(96,), rows=(5,), block_size=96))
     expected = inputs.run(kernels.paged_attention)
     q, k_pool, v_pool, tables, starts, contexts = inputs.arrays

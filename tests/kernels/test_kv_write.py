@@ -17,7 +17,11 @@ Identical = Callable[[mx.array, mx.array], bool]
 
 
 def pools(
-    num_blocks: int = 6, block_size: int = 4, heads: int = 2, key_dim: int = 8, value_dim: int = 8,
+    num_blocks: int = 6,
+    block_size: int = 4,
+    heads: int = 2,
+    key_dim: int = 8,
+    value_dim: int = 8,
     dtype: mx.Dtype = mx.float32,
 ) -> tuple[mx.array, mx.array]:
     shape = (num_blocks, block_size, heads)
@@ -45,8 +49,16 @@ def pools(
     seed=st.integers(0, 2**16),
 )
 def test_any_shape(
-    num_blocks: int, block_size: int, heads: int, key_dim: int, value_dim: int, rows: int,
-    pool_dtype: mx.Dtype, row_dtype: mx.Dtype, seed: int, identical: Identical,
+    num_blocks: int,
+    block_size: int,
+    heads: int,
+    key_dim: int,
+    value_dim: int,
+    rows: int,
+    pool_dtype: mx.Dtype,
+    row_dtype: mx.Dtype,
+    seed: int,
+    identical: Identical,
 ) -> None:
     rng = np.random.default_rng(seed)
     start = [
@@ -88,7 +100,9 @@ def test_two_writes_chained_and_read() -> None:
     first = kernels.kv_write(k_pool, v_pool, ones, ones, mx.array([5], mx.int64))
     second = kernels.kv_write(*first, twos, twos, mx.array([5], mx.int64))
     third = kernels.kv_write(*second, ones, twos, mx.array([6], mx.int64))
-    assert (third[0][1, 1] == 2).all() and (third[0][1, 2] == 1).all() and (third[1][1, 2] == 2).all()
+    assert (
+        (third[0][1, 1] == 2).all() and (third[0][1, 2] == 1).all() and (third[1][1, 2] == 2).all()
+    )
     assert mx.isnan(third[0][1, 3]).all()
 
 

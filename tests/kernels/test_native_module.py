@@ -18,7 +18,9 @@ def test_built_for_the_mlx_that_is_loaded() -> None:
     assert kernels.built_mlx_version == mx.__version__
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="interposes a symbol by LD_PRELOAD")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="interposes a symbol by LD_PRELOAD"
+)
 def test_another_libmlx_is_refused(tmp_path: Path) -> None:
     compiler = shutil.which("cc") or pytest.skip("no C compiler")
     source = tmp_path / "version.c"
@@ -27,7 +29,11 @@ def test_another_libmlx_is_refused(tmp_path: Path) -> None:
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
     result = subprocess.run(
         [sys.executable, "-c", "import mlxrt.kernels"],
-        env={**os.environ, "LD_PRELOAD": str(library)},
+        env={
+            **os.environ,
+            "LD_PRELOAD": str(library),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -60,7 +66,10 @@ def test_thread_counts() -> None:
 
 def test_building_does_not_count_and_evaluating_does() -> None:
     built = kernels.kv_write(
-        mx.zeros((2, 2, 1, 8)), mx.zeros((2, 2, 1, 8)), mx.ones((1, 1, 8)), mx.ones((1, 1, 8)),
+        mx.zeros((2, 2, 1, 8)),
+        mx.zeros((2, 2, 1, 8)),
+        mx.ones((1, 1, 8)),
+        mx.ones((1, 1, 8)),
         mx.array([0], mx.int64),
     )
     assert kernels.counters() == {"kv_write": 0, "copy_blocks": 0, "paged_attention": 0}

@@ -22,7 +22,7 @@ Close = Callable[[mx.array, mx.array], None]
 
 @st.composite
 def shapes(draw: st.DrawFn) -> dict[str, Any]:
-    """Ragged batches: sequences without rows, one-token and longer ones, any position in a block."""
+    """Ragged batches: sequences without rows, with one and with more, ending anywhere."""
     sequences = draw(st.integers(1, 4))
     contexts, rows = [], []
     for _ in range(sequences):
@@ -69,7 +69,13 @@ def test_any_shape(shape: dict[str, Any], attention_case: Any, build: Build, clo
     ("kv_heads", "group", "dim"), [(8, 2, 128), (1, 16, 64), (2, 4, 80), (4, 1, 96), (1, 8, 256)]
 )
 def test_long_contexts_are_merged_from_parts(
-    kv_heads: int, group: int, dim: int, dtype: mx.Dtype, attention_case: Any, build: Build, close: Close
+    kv_heads: int,
+    group: int,
+    dim: int,
+    dtype: mx.Dtype,
+    attention_case: Any,
+    build: Build,
+    close: Close,
 ) -> None:
     case = attention_case(
         contexts=(1537, 512, 513, 40),
@@ -90,7 +96,9 @@ def test_long_contexts_are_merged_from_parts(
 
 def test_a_window_over_several_parts(attention_case: Any, build: Build, close: Close) -> None:
     inputs = build(
-        attention_case(contexts=(1700, 1100), rows=(20, 1), window=600, with_sinks=True, softcap=4.0)
+        attention_case(
+            contexts=(1700, 1100), rows=(20, 1), window=600, with_sinks=True, softcap=4.0
+        )
     )
     close(inputs.run(kernels.paged_attention), inputs.run(reference.paged_attention))
 
@@ -128,13 +136,17 @@ def test_sinks_are_those_of_mlx(attention_case: Any, build: Build, close: Close)
 
 
 def test_rows_without_a_visible_position_are_zero(attention_case: Any, build: Build) -> None:
-    inputs = build(attention_case(contexts=(0, 5, 4), rows=(2, 1, 0), padding_rows=3, with_sinks=True))
+    inputs = build(
+        attention_case(contexts=(0, 5, 4), rows=(2, 1, 0), padding_rows=3, with_sinks=True)
+    )
     out = np.array(inputs.run(kernels.paged_attention))
     assert not out[:2].any() and not out[3:].any()
     assert out[2].any()
 
 
-def test_more_rows_than_context_leave_the_early_rows_zero(attention_case: Any, build: Build) -> None:
+def test_more_rows_than_context_leave_the_early_rows_zero(
+    attention_case: Any, build: Build
+) -> None:
     inputs = build(attention_case(contexts=(2,), rows=(4,)))
     out = np.array(inputs.run(kernels.paged_attention))
     assert not out[:2].any() and np.isfinite(out).all() and out[2].any() and out[3].any()
@@ -184,7 +196,9 @@ def test_strided_inputs(attention_case: Any, build: Build, identical: Callable[.
         assert identical(out, expected)
 
 
-def test_under_compile_with_writes_upstream(attention_case: Any, build: Build, close: Close) -> None:
+def test_under_compile_with_writes_upstream(
+    attention_case: Any, build: Build, close: Close
+) -> None:
     inputs = build(attention_case(contexts=(20,), rows=(1,)))
     q, k_pool, v_pool, tables, starts, contexts = inputs.arrays
     slot = mx.array([tables[0, 19 // 16].item() * 16 + 19 % 16], mx.int64)
@@ -199,7 +213,9 @@ def test_under_compile_with_writes_upstream(attention_case: Any, build: Build, c
         out = step(q, keys, values, k_pool, v_pool)
         mx.eval(out)  # the in-place write is part of it: only now may the reference read the pool
         expected = reference.paged_attention(
-            q, *reference.kv_write(k_pool, v_pool, keys, values, slot), *inputs.arrays[3:],
+            q,
+            *reference.kv_write(k_pool, v_pool, keys, values, slot),
+            *inputs.arrays[3:],
             **inputs.options,
         )
         close(out, expected)

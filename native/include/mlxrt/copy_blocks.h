@@ -10,9 +10,9 @@ namespace mlxrt {
 
 namespace mx = mlx::core;
 
-// Copies block sources[i] to block destinations[i] in every pool, in place, and returns handles of the
-// pools that readers must use. All sources are read before any destination is written. A pair with a
-// negative member is skipped.
+// Copies block sources[i] to block destinations[i] in every pool, in place, and returns handles of
+// the pools that readers must use. All sources are read before any destination is written. A pair
+// with a negative member is skipped.
 //
 //   pools        each [num_blocks, ...], any dtype and rank; num_blocks is the same in all
 //   sources      [N] int32

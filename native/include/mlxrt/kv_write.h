@@ -11,11 +11,12 @@ namespace mlxrt {
 
 namespace mx = mlx::core;
 
-// Writes row t of keys and values to slot slots[t] = block_id * block_size + offset of the pools, in
-// place, and returns handles of the pools that readers must use. A negative slot skips its row.
+// Writes row t of keys and values to slot slots[t] = block_id * block_size + offset of the pools,
+// in place, and returns handles of the pools that readers must use. A negative slot skips its row.
 //
 //   k_pool [num_blocks, block_size, num_kv_heads, key_dim], v_pool [.., value_dim], any dtype
-//   keys   [T, num_kv_heads, key_dim], values [T, num_kv_heads, value_dim], cast to the pools' dtype
+//   keys   [T, num_kv_heads, key_dim], cast to k_pool's dtype
+//   values [T, num_kv_heads, value_dim], cast to v_pool's dtype
 //   slots  [T] int64
 //
 // Slots of one call must differ from each other. The pools must be row-contiguous.

@@ -23,10 +23,11 @@ namespace mx = mlx::core;
 //   sinks        [num_q_heads]: a logit per head that takes weight and gives no value
 //   returns      [T, num_q_heads, value_dim] in q's dtype; rows from query_start[S] on are zero
 //
-// key_dim and value_dim are multiples of 8. Accumulation is in float32. A row at position p sees the
-// positions c <= p, with a window w > 0 only c > p - w; nothing else is read. With a softcap c > 0 a
-// score s becomes c * tanh(s / c). A row's result depends on its own query, position and visible
-// positions alone: not on its batch mates, on how a prompt was cut into chunks, or on threads.
+// key_dim and value_dim are multiples of 8. Accumulation is in float32. A row at position p sees
+// the positions c <= p, with a window w > 0 only c > p - w; nothing else is read. With a softcap
+// c > 0 a score s becomes c * tanh(s / c). A row's result depends on its own query, position and
+// visible positions alone: not on its batch mates, on how a prompt was cut into chunks, or on
+// threads.
 mx::array paged_attention(
     const mx::array& q,
     const mx::array& k_pool,
