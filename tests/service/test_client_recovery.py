@@ -38,7 +38,10 @@ SHORT_LEASES = {"min_lease_ttl_ms": 50}
 
 
 class Proxy:
-    """Forwards connections to a server, until told to cut them or to swallow the answers."""
+    """Forwards connections to a server, until told to cut them or to swallow the answers.
+
+    While `away` it closes new connections at once.
+    """
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
@@ -46,6 +49,7 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
         self.swallowing = threading.Event()
+        self.away = False
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -68,6 +72,9 @@ class Proxy:
         with suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
+                if self.away:
+                    near.close()
+                    continue
                 far = socket.create_connection(self._target)
                 self._sockets += [near, far]
                 threading.Thread(target=self._pump, args=(near, far), daemon=True).start()
@@ -326,6 +333,42 @@ def test_a_failed_forward_is_an_accepted_step_that_did_not_commit() -> None:
         assert caught.value.accepted and caught.value.reason == "EXECUTION_FAILED"
         assert session.state().sequences[0].position == 2
         assert session.decode([1]).step_number == 3
+
+
+def test_a_stream_that_was_given_up_is_followed_by_another(engine: FakeEngine) -> None:
+    brief = RetryPolicy(patience_s=0.2, initial_delay_s=0.02)
+    with (
+        ServerThread(engine) as server,
+        Proxy(server.address) as proxy,
+        Client(proxy.address, retry=brief) as client,
+        client.open_session() as session,
+    ):
+        blocks = session.allocate_blocks({0: 2})
+        stream = session.stream()
+        proxy.swallowing.set()
+        future = stream.submit(prefill(1, [1, 2], blocks))
+        wait_until(lambda: engine.plans_run == 1)
+        proxy.away = True
+        proxy.cut()
+        with pytest.raises(TransportError):
+            future.result(10)
+        with pytest.raises(TransportError):
+            stream.submit(decode(1))
+        stream.close()
+        proxy.away = False
+        # The first step had run; the session asks for the number that is due.
+        wait_until(lambda: opens_another(session))
+        with session.stream() as other:
+            response = other.submit(decode(1)).result(10)
+        assert response.step_number == 2 and not response.replayed
+        assert engine.plans_run == 2
+
+
+def opens_another(session: Any) -> bool:
+    """Returns whether the server can be reached again."""
+    with suppress(TransportError):
+        return bool(session.state())
+    return False
 
 
 def test_a_lost_device_is_told_from_a_broken_connection() -> None:

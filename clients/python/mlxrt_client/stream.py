@@ -52,7 +52,7 @@ class ExecuteStream:
         runs.
 
         Raises:
-            MlxrtError: the session or the stream is lost.
+            MlxrtError: the session is lost, or the stream was given up; another may be opened.
             RuntimeError: the stream is closed.
         """
         future: Future[StepResponse] = Future()
@@ -168,13 +168,11 @@ class ExecuteStream:
         return TransportError("TRANSPORT", 14, "the server ended the stream")
 
     def _wait_after(self, error: MlxrtError) -> None:
-        """Waits before the next connection, or gives up the steps. Under the condition."""
+        """Waits before the next connection, or gives the stream up. Under the condition."""
         if not len(self._window):
             return
         delay_s = self._retry.delay_s(error, time.monotonic())
         if delay_s is None:
-            self._retry.succeeded()
-            self._window.fail(error)
-            self._changed.notify_all()
+            self._stop(error)
             return
         self._changed.wait_for(lambda: self._error is not None, timeout=delay_s)

@@ -52,7 +52,7 @@ class ExecuteStream:
         step.
 
         Raises:
-            MlxrtError: the session or the stream is lost.
+            MlxrtError: the session is lost, or the stream was given up; another may be opened.
             RuntimeError: the stream is closed.
         """
         while not self.closed and len(self._window) >= self._depth:
@@ -120,6 +120,8 @@ class ExecuteStream:
         while (outbox := await self._next_outbox()) is not None:
             error = await self._serve(outbox)
             self._outbox = None
+            if self._error is not None:
+                return
             if isinstance(error, MlxrtError) and not isinstance(error, FATAL):
                 await self._wait_after(error)
             else:
@@ -128,7 +130,7 @@ class ExecuteStream:
 
     async def _next_outbox(self) -> Outbox | None:
         """Waits for something to send and returns it, queued; None when the stream is to end."""
-        while not (repeats := self._window.to_repeat()):
+        while self._error is not None or not (repeats := self._window.to_repeat()):
             if self.closed:
                 return None
             await self._change()
@@ -160,14 +162,12 @@ class ExecuteStream:
         return TransportError("TRANSPORT", 14, "the server ended the stream")
 
     async def _wait_after(self, error: MlxrtError) -> None:
-        """Waits before the next connection, or gives the steps in flight up."""
+        """Waits before the next connection, or gives the stream up."""
         if not len(self._window):
             return
         delay_s = self._retry.delay_s(error, time.monotonic())
         if delay_s is None:
-            self._retry.succeeded()
-            self._window.fail(error)
-            self._changed.set()
+            self._stop(error)
             return
         await asyncio.sleep(delay_s)
 
