@@ -56,7 +56,7 @@ def compare(runner: LocalRunner, folder: Path, dtype: str, blas: str) -> Compari
     """
     rng = np.random.default_rng(4)
     prompt = rng.integers(0, runner.facts.vocabulary_size, PROMPT_TOKENS).tolist()
-    tokens, expected = _oracle(folder, dtype, blas, prompt)
+    ((tokens, expected),) = run_oracle(folder, dtype, blas, [prompt], GREEDY_TOKENS)
     rows = _teacher_forced(runner, tokens)
     tolerance = TOLERANCE[runner.facts.kv_data_type]
     difference, equal, excused = 0.0, 0, 0
@@ -73,18 +73,32 @@ def compare(runner: LocalRunner, folder: Path, dtype: str, blas: str) -> Compari
     return Comparison(len(rows), difference, tolerance, equal, len(rows), excused)
 
 
-def _oracle(folder: Path, dtype: str, blas: str, prompt: list[int]) -> tuple[list[int], np.ndarray]:
+Oracle = list[tuple[list[int], np.ndarray]]
+"""For each prompt: the prompt and the greedy tokens after it; logits after each token, [tokens, vocabulary_size] float32."""
+
+
+def run_oracle(
+    folder: Path, dtype: str, blas: str, prompts: list[list[int]], count: int
+) -> Oracle:
+    """Runs mlx-lm alone in a process of its own.
+
+    Raises:
+        RuntimeError: it could not run the checkpoint.
+    """
     with tempfile.TemporaryDirectory(prefix="mlxrt-") as scratch:
         out = Path(scratch, "oracle.npz")
         command = [sys.executable, "-P", "-m", "mlxrt.check.oracle", str(folder), dtype, blas]
         finished = subprocess.run(
-            [*command, str(GREEDY_TOKENS), str(out)],
-            input=json.dumps(prompt), capture_output=True, text=True, check=False,
+            [*command, str(count), str(out)],
+            input=json.dumps(prompts), capture_output=True, text=True, check=False,
         )  # fmt: skip
         if finished.returncode != 0:
             raise RuntimeError(f"mlx-lm alone could not run it:\n{finished.stderr[-2000:]}")
         with np.load(out) as arrays:
-            return arrays["tokens"].tolist(), arrays["logits"]
+            return [
+                (arrays[f"tokens_{i}"].tolist(), arrays[f"logits_{i}"])
+                for i in range(len(prompts))
+            ]
 
 
 def _teacher_forced(runner: LocalRunner, tokens: list[int]) -> list[tuple[int, SampledRow]]:

@@ -1,8 +1,9 @@
 """mlx-lm alone, unpatched, as a process of its own: the numbers that mlxrt is held against.
 
-`python -m mlxrt.check.oracle MODEL DTYPE BLAS COUNT OUT` reads a JSON list of token ids from its input, generates COUNT
-tokens greedily after them with mlx-lm's own cache, and writes to OUT (npz) `tokens` (int64, all of them) and `logits`
-([len(tokens), vocabulary_size] float32: the logits after each token, of one dense run). DTYPE "stored" casts nothing.
+`python -m mlxrt.check.oracle MODEL DTYPE BLAS COUNT OUT` reads a JSON list of prompts (lists of token ids) from its input. It
+generates COUNT tokens greedily after each with mlx-lm's own cache, and writes to OUT (npz), for prompt i, `tokens_i` (int64:
+prompt and generated) and `logits_i` ([len(tokens), vocabulary_size] float32: the logits after each token, of one dense
+run). DTYPE "stored" casts nothing.
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ def main() -> None:
     model, _ = load_model(Path(model_path))
     if dtype != "stored":
         model.set_dtype(getattr(mx, dtype))
-    tokens: list[int] = json.load(sys.stdin)
-    cache = make_prompt_cache(model)
-    logits = model(mx.array([tokens]), cache=cache)
-    for _ in range(int(count)):
-        tokens.append(int(logits[0, -1].argmax()))
-        logits = model(mx.array([tokens[-1:]]), cache=cache)
-    dense = model(mx.array([tokens]))[0].astype(mx.float32)
-    np.savez(out, tokens=np.array(tokens), logits=np.array(dense))
+    arrays = {}
+    for index, tokens in enumerate(json.load(sys.stdin)):
+        cache = make_prompt_cache(model)
+        logits = model(mx.array([tokens]), cache=cache)
+        for _ in range(int(count)):
+            tokens.append(int(logits[0, -1].argmax()))
+            logits = model(mx.array([tokens[-1:]]), cache=cache)
+        dense = model(mx.array([tokens]))[0].astype(mx.float32)
+        arrays |= {f"tokens_{index}": np.array(tokens), f"logits_{index}": np.array(dense)}
+    np.savez(out, **arrays)
 
 
 if __name__ == "__main__":

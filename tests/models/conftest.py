@@ -80,7 +80,9 @@ CONFIGS["llama_llama3_rope"] = {
 def write_checkpoint(
     folder: Path, config: dict[str, Any], *, bits: int | None = None, seed: int = 1
 ) -> Path:
-    """Saves a random model of `config` as Hugging Face lays it out; quantised to `bits` where given."""
+    """Saves a random model of `config` as Hugging Face lays it out; quantised to `bits` where
+    given.
+    """
     import importlib
 
     import_mlx_lm_loader()
@@ -196,7 +198,9 @@ def start_engine() -> Iterator[Callable[..., RunningEngine]]:
 
 @dataclass
 class Sequence:
-    """What the scheduler knows of one sequence: tokens read, tokens known to exist, positions computed, blocks."""
+    """What the scheduler knows of one sequence: tokens read, tokens known to exist, positions
+    computed, blocks.
+    """
 
     handle: int
     prompt: list[int]
@@ -219,8 +223,9 @@ Rows = tuple[Sequence, bool, int]
 
 
 class Scheduler:
-    """A small deterministic scheduler that makes plans: chunked and mixed prefill, decode, scattered and recycled blocks,
-    preemption and resumption, prefix sharing with copies, and two steps in flight.
+    """A small deterministic scheduler that makes plans: chunked and mixed prefill, decode,
+    scattered and recycled blocks, preemption and resumption, prefix sharing with copies, and two
+    steps in flight.
     """
 
     def __init__(self, running: RunningEngine, seed: int, in_flight: int = 2) -> None:
@@ -244,7 +249,9 @@ class Scheduler:
         return sequence
 
     def share(self, source: Sequence, length: int, rest: list[int], goal: int) -> Sequence:
-        """A sequence that begins with `length` computed tokens of the source's prompt: whole blocks shared, the rest copied."""
+        """A sequence that begins with `length` computed tokens of the source's prompt: whole blocks
+        shared, the rest copied.
+        """
         assert length <= min(source.position, len(source.prompt))
         sequence = self.add(source.prompt[:length] + rest, goal)
         whole = length // self.block_size
@@ -260,14 +267,18 @@ class Scheduler:
         return sequence
 
     def preempt(self, sequence: Sequence) -> None:
-        """Takes the blocks away; the next step of the sequence starts anew from the tokens that the engine keeps."""
+        """Takes the blocks away; the next step of the sequence starts anew from the tokens that the
+        engine keeps.
+        """
         self._release(sequence.blocks)
         sequence.blocks, sequence.position, sequence.table_sent = [], 0, 0
         self.plan.table_updates.append(TableUpdate(sequence.handle, 0, 0, [], 0))
         self.seen["preempted"] += 1
 
     def step(self, chosen: list[Sequence], chunk: int, logits: bool = False) -> None:
-        """Submits one step in which each chosen sequence computes up to `chunk` rows; reads outcomes as needed."""
+        """Submits one step in which each chosen sequence computes up to `chunk` rows; reads
+        outcomes as needed.
+        """
         plan = self.plan
         rows: list[Rows] = []
         entries: list[Rows] = []
@@ -358,7 +369,9 @@ class Scheduler:
 
 
 class Oracle:
-    """mlx-lm itself with its own cache; test_seam shows that the installed seam changes none of its bits."""
+    """mlx-lm itself with its own cache; test_seam shows that the installed seam changes none of its
+    bits.
+    """
 
     def __init__(self, folder: Path, dtype: mx.Dtype = mx.float32) -> None:
         self.model, _ = import_mlx_lm_loader().load_model(folder)

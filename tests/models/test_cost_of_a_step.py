@@ -1,4 +1,6 @@
-"""What a step may cost: one evaluation, no memory that grows with the pool, the path that was asked for."""
+"""What a step may cost: one evaluation, no memory that grows with the pool, the path that was asked
+for.
+"""
 
 from __future__ import annotations
 

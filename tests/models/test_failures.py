@@ -1,4 +1,4 @@
-"""A sequence that fails alone harms no mate; a step that fails whole leaves everything as it was."""
+"""A sequence that fails alone harms no mate; a step that fails leaves all as it was."""
 
 from __future__ import annotations
 
@@ -51,9 +51,7 @@ def joined(*plans: StepPlan) -> StepPlan:
 
 
 def decode(ticket: int, positions: dict[int, int]) -> StepPlan:
-    return StepPlan(
-        ticket, decode_handles=list(positions), decode_starts=list(positions.values())
-    )
+    return StepPlan(ticket, decode_handles=list(positions), decode_starts=list(positions.values()))
 
 
 @pytest.mark.parametrize("path", ["gather", "native"])

@@ -1,4 +1,6 @@
-"""Greedy tokens through scattered blocks, chunks, preemption, sharing and two steps in flight are mlx-lm's own."""
+"""Greedy tokens through scattered blocks, chunks, preemption, sharing and two steps in flight are
+mlx-lm's own.
+"""
 
 from __future__ import annotations
 
@@ -52,9 +54,7 @@ def _drive(scheduler, vocabulary_size: int, seed: int) -> int:
 
 @pytest.mark.parametrize("path", ["gather", "native"])
 @pytest.mark.parametrize(("name", "bits"), CASES)
-def test_tokens_and_logits(
-    name, bits, path, checkpoint, start_engine, make_scheduler, make_oracle
-):
+def test_tokens_and_logits(name, bits, path, checkpoint, start_engine, make_scheduler, make_oracle):
     folder = checkpoint(name, bits)
     # Few blocks, so that each is used by many sequences; all begin as NaN.
     running = start_engine(folder, attention=path, num_blocks=220)

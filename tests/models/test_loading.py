@@ -147,7 +147,7 @@ def test_what_cannot_be_served_is_refused_whatever_is_accepted(altered):
 
 
 def test_unlisted_families_are_refused_by_name(altered, start_engine):
-    with pytest.raises(MlxrtError, match="gemma2.*llama, qwen3"):
+    with pytest.raises(MlxrtError, match=r"gemma2.*llama, qwen3"):
         start_engine(altered("qwen3", model_type="gemma2"))
 
 

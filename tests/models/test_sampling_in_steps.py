@@ -1,4 +1,6 @@
-"""Sampling rules through the engine: the same tokens whether the tokens before them were read or are still on the device."""
+"""Sampling rules through the engine: the same tokens whether the tokens before them were read or
+are still on the device.
+"""
 
 from __future__ import annotations
 

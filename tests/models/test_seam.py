@@ -40,7 +40,9 @@ def test_ordinary_caches_give_the_same_bits(model):
     assert np.array_equal(model.logits(prompt), logits)
 
 
-def test_an_engine_without_the_seam_fails_its_steps(checkpoint, start_engine, make_scheduler, model):
+def test_an_engine_without_the_seam_fails_its_steps(
+    checkpoint, start_engine, make_scheduler, model
+):
     running = start_engine(checkpoint("qwen3"))
     uninstall_seam(model.model)
     scheduler = make_scheduler(running, seed=1)

@@ -1,4 +1,5 @@
-"""Writes bundled.json beside itself: greedy tokens of the bundled model, computed by mlx-lm alone in float32.
+"""Writes bundled.json beside itself: greedy tokens of the bundled model, computed by mlx-lm alone
+in float32.
 
 Run it only when the bundled model itself has changed.
 """
@@ -17,11 +18,12 @@ TOKENS = 48
 PROMPTS = (
     "import",
     "def __init__(self, ",
-    "class Queue:\n    \"\"\"A queue",
+    'class Queue:\n    """A queue',
     "    for key, value in sorted(self._items.items()):\n        ",
     "try:\n    import json\nexcept ImportError:\n",
     "# This function returns the number of",
-    "    def test_empty(self):\n        with self.assertRaises(ValueError):\n            parse('')\n\n" * 3,
+    "    def test_empty(self):\n        with self.assertRaises(ValueError):\n"
+    "            parse('')\n\n" * 3,
     "def add(a, b):\n    return a + b\n\n\ndef subtract(a, b):\n    return a - b\n\n\n" * 4,
 )
 
