@@ -1,4 +1,6 @@
-"""Acceptance: makes a validated step's releases, registrations and table changes true, and plans the rest."""
+"""Acceptance: makes a validated step's releases, registrations and table changes true, and plans
+the rest.
+"""
 
 from __future__ import annotations
 
@@ -174,7 +176,9 @@ def _run_item(run: ItemRun, item: Item, plan: StepPlan, bounds: Bounds) -> None:
 
 
 def _advance(sequence: Sequence, start: int, count: int, bounds: Bounds) -> None:
-    """Moves the planned position behind the rows and notes what their check has shown to be computed."""
+    """Moves the planned position behind the rows and notes what their check has shown to be
+    computed.
+    """
     keeps = sequence.verified and start <= sequence.planned
     for group in range(bounds.group_count):
         first = bounds.first_read(group, start)

@@ -41,7 +41,8 @@ class SequenceSnapshot:
     Attributes:
         position: number of positions whose keys and values its tables hold.
         token_count: number of known tokens.
-        tables: block ids by group, 0 for a hole; empty unless asked for. Groups with an empty table are left out.
+        tables: block ids by group, 0 for a hole; empty unless asked for. Groups with an empty table
+            are left out.
         token_ids: the known tokens; empty unless asked for.
         failure: set where the sequence has failed.
     """

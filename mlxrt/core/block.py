@@ -9,7 +9,8 @@ class Block:
     Attributes:
         refs: table entries of the session that name it.
         filled: leading positions that are computed, once every accepted step has run.
-        is_tail: set while some sequence may write it on the plain path (Sequence.tails); may stay set a while longer.
+        is_tail: set while some sequence may write it on the plain path (Sequence.tails); may stay
+            set a while longer.
     """
 
     __slots__ = ("block_id", "filled", "group", "is_tail", "refs")

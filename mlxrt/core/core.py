@@ -1,4 +1,6 @@
-"""The core's one public class: every call of a client, every plan to the engine, every outcome from it."""
+"""The core's one public class: every call of a client, every plan to the engine, every outcome from
+it.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,13 @@ from mlxrt.core.step import StepInput, StepOutcome, StepPlan, StepReply
 class Core:
     """Sessions, leases, blocks, sequences and steps of one loaded model.
 
-    Synchronous; not thread-safe: one thread makes all calls. Time is passed in as `now_ms`, milliseconds of a monotonic
-    clock. Every method that raises MlxrtError has changed nothing, not even the lease; every call of a session that
-    succeeds renews its lease.
+    Synchronous; not thread-safe: one thread makes all calls. Time is passed in as `now_ms`,
+    milliseconds of a monotonic clock. Every method that raises MlxrtError has changed nothing, not
+    even the lease; every call of a session that succeeds renews its lease.
 
-    Field paths in errors follow the proto: where the forms hold a dict by group, the index is the position in the
-    dict's order, so callers keep the order of the message. (A dict can't hold a group twice: the decoder refuses that.)
+    Field paths in errors follow the proto: where the forms hold a dict by group, the index is the
+    position in the dict's order, so callers keep the order of the message. (A dict can't hold a
+    group twice: the decoder refuses that.)
     """
 
     def __init__(self, facts: ModelFacts, limits: Limits) -> None:
@@ -51,9 +54,11 @@ class Core:
         session_seed: int,
         now_ms: int,
     ) -> OpenedSession:
-        """Opens a session named `session_id`; a repeat of `request_id` gets the first answer and ignores the id passed in.
+        """Opens a session named `session_id`; a repeat of `request_id` gets the first answer and
+        ignores the id passed in.
 
-        `session_seed` (64 bits) is the random number from which sequences without a seed derive theirs.
+        `session_seed` (64 bits) is the random number from which sequences without a seed derive
+        theirs.
 
         Raises:
             MlxrtError: FIELD_INVALID, LIMIT_EXCEEDED (ttl), REQUEST_MISMATCH, TOO_MANY_SESSIONS.
@@ -79,7 +84,8 @@ class Core:
         return session.lease_ttl_ms
 
     def resume(self, ref: SessionRef, request_id: str, now_ms: int) -> ResumedSession:
-        """Takes the session over: epoch + 1; steps in flight are discarded now and answered EPOCH_STALE by finish.
+        """Takes the session over: epoch + 1; steps in flight are discarded now and answered
+        EPOCH_STALE by finish.
 
         Raises:
             MlxrtError: REQUEST_MISMATCH.
@@ -97,7 +103,9 @@ class Core:
         )
 
     def close_session(self, ref: SessionRef, now_ms: int) -> ClosedSession:
-        """Closes the session and frees what it holds; blocks that a step in flight may touch are free once it has ended."""
+        """Closes the session and frees what it holds; blocks that a step in flight may touch are
+        free once it has ended.
+        """
         del now_ms
         session = self._session(ref)
         self._state.counters.sessions_closed += 1
@@ -106,7 +114,8 @@ class Core:
     def expire(self, now_ms: int) -> list[ClosedSession]:
         """Ends every session whose lease has run out and that has no step in flight.
 
-        A session whose lease has run out lives until this is called: a call that comes first renews it.
+        A session whose lease has run out lives until this is called: a call that comes first renews
+        it.
         """
         return session_calls.expire(self._state, now_ms)
 
@@ -119,7 +128,8 @@ class Core:
     def allocate_blocks(
         self, ref: SessionRef, request_id: str, counts: Mapping[int, int], now_ms: int
     ) -> dict[int, list[int]]:
-        """Leases `counts[group]` blocks of each group, all or none; answers their ids in the order of `counts`.
+        """Leases `counts[group]` blocks of each group, all or none; answers their ids in the order
+        of `counts`.
 
         Raises:
             MlxrtError: FIELD_INVALID, REQUEST_MISMATCH, NO_FREE_BLOCKS.
@@ -132,7 +142,8 @@ class Core:
     def free_blocks(
         self, ref: SessionRef, request_id: str, blocks: Mapping[int, Sequence[int]], now_ms: int
     ) -> tuple[int, ...]:
-        """Gives blocks back; answers the free blocks by group. Those that a step in flight may touch join when it ends.
+        """Gives blocks back; answers the free blocks by group. Those that a step in flight may
+        touch join when it ends.
 
         Raises:
             MlxrtError: FIELD_INVALID, REQUEST_MISMATCH, BLOCK_NOT_LEASED, BLOCK_IN_USE.
@@ -170,8 +181,9 @@ class Core:
     ) -> Accepted | Replayed | InFlight:
         """Validates a step whole and takes it, or answers what a repeat of it gets.
 
-        The caller has checked what lies in one field alone and is not in StepInput's types (enum values, sampling rules,
-        unsupported fields, a group twice in one list). After Accepted, next_plan will hand the step out.
+        The caller has checked what lies in one field alone and is not in StepInput's types (enum
+        values, sampling rules, unsupported fields, a group twice in one list). After Accepted,
+        next_plan will hand the step out.
 
         Raises:
             MlxrtError: as ExecutionService.Step lists them.
@@ -184,7 +196,8 @@ class Core:
     def next_plan(self, now_ms: int) -> StepPlan | None:
         """Hands out the next accepted step, one per session in turn; None where there is none.
 
-        Sequences released outside a step are in `retired` of the next plan handed out, whose ever it is.
+        Sequences released outside a step are in `retired` of the next plan handed out, whose ever
+        it is.
         """
         del now_ms
         return step_calls.hand_out(self._state)
@@ -192,8 +205,9 @@ class Core:
     def finish(self, outcome: StepOutcome, now_ms: int) -> list[tuple[int, StepReply]]:
         """Commits or discards the step and answers its reply.
 
-        Outcomes come in the order of the plans. Every ticket is answered once, by its own outcome: a failed step discards
-        those behind it at once, but they (handed out or not) are answered PREDECESSOR_FAILED when their outcomes come.
+        Outcomes come in the order of the plans. Every ticket is answered once, by its own outcome:
+        a failed step discards those behind it at once, but they (handed out or not) are answered
+        PREDECESSOR_FAILED when their outcomes come.
         """
         return step_calls.settle(self._state, outcome, now_ms)
 

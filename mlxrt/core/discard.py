@@ -16,12 +16,13 @@ from mlxrt.errors import MlxrtError
 def discard(session: Session, tickets: list[Ticket], bounds: Bounds) -> list[Sequence]:
     """Takes `tickets` back: all steps of the session that could still commit, oldest first.
 
-    Positions, tokens and computed positions of blocks are as before them. Where a step may have run and written below
-    that, the slots hold nobody knows what: they count as not computed, and a sequence that stood past them stands before
-    them now.
+    Positions, tokens and computed positions of blocks are as before them. Where a step may have run
+    and written below that, the slots hold nobody knows what: they count as not computed, and a
+    sequence that stood past them stands before them now.
 
     Returns:
-        the sequences of which the engine may know other things than the core now; each needs a new handle.
+        the sequences of which the engine may know other things than the core now; each needs a new
+        handle.
     """
     undo(tickets, bounds)
     ran = [ticket for ticket in tickets if ticket.may_have_run]
@@ -39,7 +40,9 @@ def discard(session: Session, tickets: list[Ticket], bounds: Bounds) -> list[Seq
 
 
 def _damage(tickets: Iterable[Ticket]) -> set[Block]:
-    """Lowers what counts as computed to below what the steps may have written; answers the blocks that lost something."""
+    """Lowers what counts as computed to below what the steps may have written; answers the blocks
+    that lost something.
+    """
     damaged: set[Block] = set()
     for ticket in tickets:
         for write in ticket.writes:

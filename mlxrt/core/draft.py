@@ -1,4 +1,6 @@
-"""A step while it is validated: what it would change, beside a state that it has not touched yet."""
+"""A step while it is validated: what it would change, beside a state that it has not touched
+yet.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +38,12 @@ class Draft:
         refs: by block, how its number of table entries changes.
         changes: by sequence, its new tables.
         copies: `(source, destination)`; `copied[destination]` is how far it is then filled.
-        decodes: one per decode id; `checked_decodes` are the indices that did not take the plain path.
+        decodes: one per decode id; `checked_decodes` are the indices that did not take the plain
+            path.
         items: one per item.
         writes: `(sequence, block, lowest offset, end offset)` of all rows but plain decodes.
-        distrust: the step touches blocks on which other sequences' plain path or verified range may rest.
+        distrust: the step touches blocks on which other sequences' plain path or verified range may
+            rest.
     """
 
     __slots__ = (

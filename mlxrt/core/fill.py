@@ -16,7 +16,9 @@ def make_copies(ticket: Ticket) -> None:
 
 
 def undo(tickets: list[Ticket], bounds: Bounds) -> None:
-    """Makes every block as far computed as before `tickets`: the last steps of a session, oldest first."""
+    """Makes every block as far computed as before `tickets`: the last steps of a session, oldest
+    first.
+    """
     for ticket in reversed(tickets):
         for write in reversed(ticket.writes):
             write.block.filled = write.filled

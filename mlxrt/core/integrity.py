@@ -50,7 +50,9 @@ def _check_tickets(state: State) -> None:
 
 
 def _check_refs(session: Session) -> None:
-    """A block's count is the number of table entries that name it, and tables name leased blocks alone."""
+    """A block's count is the number of table entries that name it, and tables name leased blocks
+    alone.
+    """
     counts: Counter[Block] = Counter()
     for sequence in session.sequences.values():
         for group, table in enumerate(sequence.tables):
@@ -106,7 +108,9 @@ def _check_verified(sequence: Sequence, bounds: Bounds) -> None:
 
 
 def _check_plain_path(sequence: Sequence, bounds: Bounds) -> None:
-    """An open plain path leads through blocks that no other table names, filled up to where the sequence stands."""
+    """An open plain path leads through blocks that no other table names, filled up to where the
+    sequence stands.
+    """
     if sequence.planned >= sequence.decode_limit:
         return
     assert sequence.failure is None

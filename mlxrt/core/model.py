@@ -1,4 +1,6 @@
-"""What the core must know of a model and of the limits: plain facts, fixed while the server runs."""
+"""What the core must know of a model and of the limits: plain facts, fixed while the server
+runs.
+"""
 
 from __future__ import annotations
 

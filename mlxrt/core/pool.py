@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 
 
 class Pool:
-    """Free block ids by group, handed out in the order in which they came back. Id 0 is never among them."""
+    """Free block ids by group, handed out in the order in which they came back. Id 0 is never among
+    them.
+    """
 
     __slots__ = ("_free", "capacities")
 
@@ -25,7 +27,9 @@ class Pool:
         return len(self._free[group])
 
     def take(self, group: int, count: int) -> list[int]:
-        """Takes the `count` blocks that have been free longest; the caller has checked that there are so many."""
+        """Takes the `count` blocks that have been free longest; the caller has checked that there
+        are so many.
+        """
         free = self._free[group]
         return [free.popleft() for _ in range(count)]
 

@@ -24,7 +24,8 @@ class RequestStore:
         """The answer to the same request, or None where the id is new.
 
         Raises:
-            MlxrtError: FIELD_INVALID where the id is not 1 to 64 bytes, REQUEST_MISMATCH where it had other content.
+            MlxrtError: FIELD_INVALID where the id is not 1 to 64 bytes, REQUEST_MISMATCH where it
+            had other content.
         """
         if not 1 <= len(request_id.encode("utf-8", "surrogatepass")) <= _MAX_ID_BYTES:
             raise field_invalid("request_id", f"must be 1 to {_MAX_ID_BYTES} bytes")

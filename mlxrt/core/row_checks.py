@@ -72,7 +72,8 @@ def check_item_rows(draft: Draft, run: ItemRun, item: Item, place: Place, bounds
     if start < 0 or (start > stands and start > known - 1):
         raise _misplaced(
             place.field("start_position"),
-            f"{start} is past the last known token; the sequence stands at {stands} of {known} known tokens",
+            f"{start} is past the last known token; the sequence stands at {stands}, "
+            f"{known} tokens are known",
         )
     end = start + item.row_count
     if end > bounds.max_length:
@@ -146,10 +147,11 @@ def _check_reads(
         needed = min(block_size, end - index * block_size)
         if draft.filled(block) < needed:
             raise field_error(
-                Reason.BLOCK_UNFILLED, path,
-                f"block {block.block_id} of group {group}, entry {index}, is computed for {draft.filled(block)} "
-                f"positions; the rows read {needed}",
-            )  # fmt: skip
+                Reason.BLOCK_UNFILLED,
+                path,
+                f"block {block.block_id} of group {group}, entry {index}, is computed for "
+                f"{draft.filled(block)} positions; the rows read {needed}",
+            )
 
 
 def _check_writes(
@@ -182,17 +184,23 @@ def _misplaced(path: str, description: str) -> MlxrtError:
 
 def _too_short(path: str, group: int, position: int, length: int) -> MlxrtError:
     return field_error(
-        Reason.TABLE_TOO_SHORT, path, f"position {position} is past the {length} entries of group {group}'s table"
-    )  # fmt: skip
+        Reason.TABLE_TOO_SHORT,
+        path,
+        f"position {position} is past the {length} entries of group {group}'s table",
+    )
 
 
 def _hole(path: str, group: int, index: int, verb: str) -> MlxrtError:
     return field_error(
-        Reason.BLOCK_HOLE, path, f"the rows {verb} entry {index} of group {group}'s table, which is a hole"
-    )  # fmt: skip
+        Reason.BLOCK_HOLE,
+        path,
+        f"the rows {verb} entry {index} of group {group}'s table, which is a hole",
+    )
 
 
 def _shared(path: str, group: int, block: Block) -> MlxrtError:
     return field_error(
-        Reason.BLOCK_SHARED, path, f"the rows write block {block.block_id} of group {group}, which is named more than once"
-    )  # fmt: skip
+        Reason.BLOCK_SHARED,
+        path,
+        f"the rows write block {block.block_id} of group {group}, which tables name twice",
+    )

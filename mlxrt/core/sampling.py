@@ -14,7 +14,8 @@ class Sampling:
         top_k: 0 is off.
         logit_bias: `(token id, bias)` pairs, each id once.
         top_logprobs: None for no logprobs, 0 for the sampled token's alone.
-        processed_logprobs: logprobs describe the distribution after the rules rather than the model's own.
+        processed_logprobs: logprobs describe the distribution after the rules rather than the
+            model's own.
     """
 
     temperature: float = 0.0

@@ -12,20 +12,23 @@ from mlxrt.errors import MlxrtError
 
 
 class Sequence:
-    """Tokens, tables and position of a sequence: as committed, and as it will be once every accepted step has run.
+    """Tokens, tables and position of a sequence: as committed, and as it will be once every
+    accepted step has run.
 
     Attributes:
         handle: its number with the engine.
         tables: by group. Table changes are true from acceptance on, so there is one state of them.
         tokens: the known tokens, as committed.
         committed: position, as committed.
-        committed_given: whether the last token of `tokens` was sampled or given, rather than of the prompt.
-        planned, known, given: position, number of known tokens and the same question after the accepted steps.
+        committed_given: whether the last token of `tokens` was sampled or given, rather than of the
+            prompt.
+        planned, known, given: position, number of known tokens and the same question after the
+            accepted steps.
         failure: set where only release is allowed.
-        decode_limit: a plain decode at `planned` below this needs no check: `tails` are its blocks, named by no other
-            table, filled exactly up to that position.
-        verified, checked_from: where `verified`, positions `checked_from[g]` to `planned - 1` were found computed and not
-            holes in group g, and nothing has changed that since.
+        decode_limit: a plain decode at `planned` below this needs no check: `tails` are its blocks,
+            named by no other table, filled exactly up to that position.
+        verified, checked_from: where `verified`, positions `checked_from[g]` to `planned - 1` were
+            found computed and not holes in group g, and nothing has changed that since.
     """
 
     __slots__ = (
@@ -76,7 +79,9 @@ class Sequence:
         self.checked_from = [0] * len(tables)
 
     def arm(self, bounds: Bounds) -> None:
-        """Opens the plain path up to the end of the block at `planned` where it may be taken; rows just ended there."""
+        """Opens the plain path up to the end of the block at `planned` where it may be taken; rows
+        just ended there.
+        """
         self.disarm()
         offset = self.planned % bounds.block_size
         if offset == 0 or not self.given or self.known != self.planned + 1:

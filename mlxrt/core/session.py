@@ -20,7 +20,8 @@ class Session:
         blocks: by group, the leased blocks by id.
         inflight: accepted steps without an outcome, oldest first.
         queue: those of them that were not handed out.
-        unregistered: sequences that the engine does not know under their present handle; the next step registers them.
+        unregistered: sequences that the engine does not know under their present handle; the next
+            step registers them.
         next_step_number: one more than the last accepted.
     """
 

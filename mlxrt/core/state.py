@@ -63,7 +63,9 @@ class State:
         return session
 
     def retire(self, session: Session, sequences: Iterable[Sequence]) -> None:
-        """Has the engine forget `sequences` once every plan that may name them has been handed out."""
+        """Has the engine forget `sequences` once every plan that may name them has been handed
+        out.
+        """
         handles = self.retired if not session.queue else session.queue[-1].retired_after
         for sequence in sequences:
             sequence.disarm()
@@ -73,7 +75,9 @@ class State:
                 handles.append(sequence.handle)
 
     def give_back(self, session: Session, blocks: list[tuple[int, int]], cause: str) -> None:
-        """Ends the lease of blocks, each `(group, id)`; those that a step in flight may touch wait for it."""
+        """Ends the lease of blocks, each `(group, id)`; those that a step in flight may touch wait
+        for it.
+        """
         for group, block_id in blocks:
             del session.blocks[group][block_id]
         if session.inflight:
@@ -83,14 +87,18 @@ class State:
         self.counters.blocks_freed[cause] += len(blocks)
 
     def discard_inflight(self, session: Session, reason: MlxrtError) -> None:
-        """Discards every step of the session that could still commit; their outcomes will answer `reason`."""
+        """Discards every step of the session that could still commit; their outcomes will answer
+        `reason`.
+        """
         alive = [ticket for ticket in session.inflight if ticket.doomed is None]
         self.discard(session, alive)
         for ticket in alive:
             ticket.doomed = reason
 
     def discard(self, session: Session, tickets: list[Ticket]) -> None:
-        """Takes back what `tickets` planned and gives new handles to what the engine may hold otherwise."""
+        """Takes back what `tickets` planned and gives new handles to what the engine may hold
+        otherwise.
+        """
         if not tickets:
             return
         renamed = discard(session, tickets, self.bounds)

@@ -1,8 +1,8 @@
-"""The forms of a step on its way: what a client asks (`StepInput`), what the engine runs (`StepPlan`), what it answers
-(`StepOutcome`), what is stored and sent (`StepReply`).
+"""The forms of a step on its way: what a client asks (`StepInput`), what the engine runs
+(`StepPlan`), what it answers (`StepOutcome`), what is stored and sent (`StepReply`).
 
-A handle is the core's own number of a sequence, unique for the life of the process, so that the engine's memory of a
-released sequence can't be mistaken for its successor of the same id.
+A handle is the core's own number of a sequence, unique for the life of the process, so that the
+engine's memory of a released sequence can't be mistaken for its successor of the same id.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class TokenSource(enum.Enum):
 
 @dataclass(slots=True)
 class NewSequence:
-    """A registration. `tables[g]` are the block ids of group g; `seed` None asks for a derived one."""
+    """A registration. `tables[g]` are the block ids of group g; `seed` None asks for a derived
+    one.
+    """
 
     sequence_id: int
     prompt: Sequence[int]
@@ -83,12 +85,13 @@ class StepInput:
 class Registration:
     """A sequence that the engine must know from this plan on.
 
-    After a discarded step a sequence comes back under a new handle (the old one is retired), so that nothing of what the
-    step left in the engine survives: `prompt` is then all that is known of it.
+    After a discarded step a sequence comes back under a new handle (the old one is retired), so
+    that nothing of what the step left in the engine survives: `prompt` is then all that is known of
+    it.
 
     Attributes:
-        generated_count: how many of the last tokens of `prompt` were generated or given later (penalties count them);
-            0 for a new sequence.
+        generated_count: how many of the last tokens of `prompt` were generated or given later
+            (penalties count them); 0 for a new sequence.
     """
 
     handle: int
@@ -100,7 +103,9 @@ class Registration:
 
 @dataclass(slots=True)
 class TableUpdate:
-    """A change to one table: write `block_ids` from entry `first_index` on; afterwards it has `length` entries."""
+    """A change to one table: write `block_ids` from entry `first_index` on; afterwards it has
+    `length` entries.
+    """
 
     handle: int
     group: int
@@ -111,11 +116,13 @@ class TableUpdate:
 
 @dataclass(slots=True)
 class Entry:
-    """Rows of one sequence: positions `start` to `start + count - 1`, a token sampled after them or not.
+    """Rows of one sequence: positions `start` to `start + count - 1`, a token sampled after them or
+    not.
 
     Attributes:
-        source: REGISTERED takes the tokens that the engine holds for those positions (some may still be on the device);
-            EXPLICIT takes `token_ids`, which replace what was known from `start` on; LAST_SAMPLED is REGISTERED with one row.
+        source: REGISTERED takes the tokens that the engine holds for those positions (some may
+            still be on the device); EXPLICIT takes `token_ids`, which replace what was known from
+            `start` on; LAST_SAMPLED is REGISTERED with one row.
     """
 
     handle: int
@@ -131,15 +138,23 @@ class Entry:
 class StepPlan:
     """A validated step, complete in itself: the engine needs nothing else of the core's.
 
-    The engine applies, in this order: `retired`, `registrations`, `table_updates`, `copies`, rows (decode rows first, in
-    order, then entries, in order), sampling. Every id in it has been checked against the pool and the vocabulary.
+    The engine applies, in this order: `retired`, `registrations`, `table_updates`, `copies`, rows
+    (decode rows first, in order, then entries, in order), sampling. Every id in it has been checked
+    against the pool and the vocabulary.
+
+    A plan handed out behind one that then fails may take tokens that were never sampled. The engine
+    runs it or not, as it likes, and answers it; the core has discarded it already and knows its
+    sequences under new handles.
 
     Attributes:
         ticket: number of the acceptance, rising over all sessions.
-        retired: handles that this and later plans do not name; one that a failed plan was to register may be among them.
-        decode_handles, decode_starts: parallel; one row each at that position, token source LAST_SAMPLED, sampled.
-        cancelled: set when a predecessor failed or the session is gone: apply `retired`, `registrations` and `table_updates`,
-            skip copies and rows, and answer an outcome all the same.
+        retired: handles that this and later plans do not name; one that a failed plan was to
+            register may be among them.
+        decode_handles, decode_starts: parallel; one row each at that position, token source
+            LAST_SAMPLED, sampled.
+        cancelled: set when a predecessor failed or the session is gone: apply `retired`,
+            `registrations` and `table_updates`, skip copies and rows, and answer an outcome all the
+            same.
     """
 
     ticket: int
@@ -192,8 +207,10 @@ class StepOutcome:
     """The engine's answer to a plan; answers come in the order of the plans.
 
     Attributes:
-        decode_tokens: one per decode handle; the value is without meaning where `decode_details` has a failure.
-        decode_details: by index into the decode handles, for those that have more than a token (logprob, top, failure).
+        decode_tokens: one per decode handle; the value is without meaning where `decode_details`
+            has a failure.
+        decode_details: by index into the decode handles, for those that have more than a token
+            (logprob, top, failure).
         entry_rows: one per entry.
         bucket_row_count: rows of the forward after padding, 0 without rows.
         failure: set where the whole step failed; everything else is then empty.
@@ -213,7 +230,9 @@ class StepOutcome:
 
 @dataclass(slots=True)
 class ItemReply:
-    """Result of one sequence: `row` as the engine gave it, `position` where the sequence stands now."""
+    """Result of one sequence: `row` as the engine gave it, `position` where the sequence stands
+    now.
+    """
 
     sequence_id: int
     position: int
@@ -226,7 +245,8 @@ class StepReply:
 
     Attributes:
         token_ids: one per decode id; FAILED_TOKEN where `details` holds the failure.
-        logprobs: empty unless a decode sequence asked for logprobs; then one per decode id, NaN where not asked for.
+        logprobs: empty unless a decode sequence asked for logprobs; then one per decode id, NaN
+            where not asked for.
         details: decode sequences that have more to say, in the order of the decode ids.
         items: one per item.
         free_blocks: by group.

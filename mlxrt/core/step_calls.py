@@ -64,8 +64,10 @@ def _repeat(state: State, session: Session, step: StepInput) -> Replayed | InFli
 def _check_same(digest: bytes, step: StepInput, expected: int) -> None:
     if digest != step.digest:
         raise _numbered(
-            Reason.STEP_MISMATCH, expected, f"step {step.step_number} was accepted with other content"
-        )  # fmt: skip
+            Reason.STEP_MISMATCH,
+            expected,
+            f"step {step.step_number} was accepted with other content",
+        )
 
 
 def _numbered(reason: Reason, expected: int, message: str) -> MlxrtError:
@@ -103,6 +105,7 @@ def _leave_out_failed(ticket: Ticket) -> None:
     plan = ticket.plan
     sequences = ticket.decode_sequences
     ticket.absent = {i for i, sequence in enumerate(sequences) if sequence.failure is not None}
+    ticket.writes = [write for write in ticket.writes if write.sequence.failure is None]
     present = [i for i in range(len(sequences)) if i not in ticket.absent]
     plan.decode_handles = [sequences[i].handle for i in present]
     plan.decode_starts = [ticket.decode_starts[i] for i in present]

@@ -26,7 +26,9 @@ def check_tokens(tokens: Row[int], bounds: Bounds, path: str) -> None:
 def resolve_tables(
     session: Session, tables: Mapping[int, Row[int]], bounds: Bounds, path: str
 ) -> dict[int, Table]:
-    """The tables with blocks in place of ids, by group; refuses what is not leased to the session."""
+    """The tables with blocks in place of ids, by group; refuses what is not leased to the
+    session.
+    """
     resolved: dict[int, Table] = {}
     for position, (group, ids) in enumerate(tables.items()):
         place = f"{path}[{position}]"
@@ -49,8 +51,10 @@ def unleased(bounds: Bounds, group: int, block_id: int, path: str) -> Exception:
     if not 0 <= block_id < count:
         return field_invalid(path, f"group {group} has block ids below {count}")
     return field_error(
-        Reason.BLOCK_NOT_LEASED, path, f"block {block_id} of group {group} is not leased to this session"
-    )  # fmt: skip
+        Reason.BLOCK_NOT_LEASED,
+        path,
+        f"block {block_id} of group {group} is not leased to this session",
+    )
 
 
 def check_releases(draft: Draft, sequence_ids: Row[int]) -> None:
@@ -77,8 +81,10 @@ def check_registrations(draft: Draft, news: Row[NewSequence], bounds: Bounds) ->
         path = f"new_sequences[{index}]"
         if draft.sequence(new.sequence_id) is not None:
             raise field_error(
-                Reason.SEQUENCE_EXISTS, f"{path}.sequence_id", f"sequence {new.sequence_id} is registered"
-            )  # fmt: skip
+                Reason.SEQUENCE_EXISTS,
+                f"{path}.sequence_id",
+                f"sequence {new.sequence_id} is registered",
+            )
         prompt_path = f"{path}.prompt_token_ids"
         if not new.prompt:
             raise field_invalid(prompt_path, "must have at least one token")
@@ -108,12 +114,18 @@ def check_table_change(
         return
     change = TableChange([list(table) for table in sequence.tables])
     if item.replace is not None:
-        _replace(draft, change, resolve_tables(
-            draft.session, item.replace, bounds, f"{path}.replace.tables"))  # fmt: skip
+        _replace(
+            draft,
+            change,
+            resolve_tables(draft.session, item.replace, bounds, f"{path}.replace.tables"),
+        )
         _check_lengths(change.tables, bounds, f"{path}.replace.tables")
     elif item.append is not None:
-        _append(draft, change, resolve_tables(
-            draft.session, item.append, bounds, f"{path}.append.tables"))  # fmt: skip
+        _append(
+            draft,
+            change,
+            resolve_tables(draft.session, item.append, bounds, f"{path}.append.tables"),
+        )
         _check_lengths(change.tables, bounds, f"{path}.append.tables")
     if item.leading_holes:
         _pierce(draft, change, item.leading_holes, bounds, f"{path}.leading_holes")

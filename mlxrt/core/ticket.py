@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 class Write:
-    """Rows of a sequence in one block, at offsets `lowest` to `end - 1`; `filled` is what the block had before."""
+    """Rows of a sequence in one block, at offsets `lowest` to `end - 1`; `filled` is what the block
+    had before.
+    """
 
     __slots__ = ("block", "end", "filled", "lowest", "sequence")
 
@@ -28,7 +30,9 @@ class Write:
         self.filled = 0
 
     def make(self, *, may_have_run: bool = False) -> None:
-        """Counts the rows; those of a failed sequence compute nothing, and spoil what they wrote if they ran."""
+        """Counts the rows; those of a failed sequence compute nothing, and spoil what they wrote if
+        they ran.
+        """
         block = self.block
         self.filled = block.filled
         if self.sequence.failure is not None:
@@ -57,7 +61,8 @@ class ItemRun:
         start, count: its rows.
         token_ids: explicit tokens; None where the rows take others.
         position: where the sequence stands after the item.
-        entry_index: index into the plan's entries; None without rows or while the sequence has failed.
+        entry_index: index into the plan's entries; None without rows or while the sequence has
+            failed.
     """
 
     __slots__ = (
@@ -87,17 +92,21 @@ class Ticket:
     """A step between acceptance and its outcome.
 
     Attributes:
-        decode_sequences, decode_starts, decode_tails: parallel, one per decode id; the tails are empty where `writes`
-            has the blocks instead, or the sequence had failed.
-        absent: indices into decode_sequences that the plan leaves out, because the sequence failed first.
+        decode_sequences, decode_starts, decode_tails: parallel, one per decode id; the tails are
+            empty where `writes` has the blocks instead, or the sequence had failed.
+        absent: indices into decode_sequences that the plan leaves out, because the sequence failed
+            first.
         writes, copies: what to undo when the step is discarded; in the order made.
-        superseded: sequences whose tables a later step replaced: this step no longer moves their position.
+        superseded: sequences whose tables a later step replaced: this step no longer moves their
+            position.
         irregular: set where commit must look at each decode alone.
         failed_count: sequences that failed in it.
         doomed: why the step will not commit; None while it may.
         handed_out: next_plan has given it away.
-        quarantine: blocks, `(group, id)`, that were freed while this was the session's last accepted step.
-        retired_after: handles released outside a step while this was the last one in the session's queue.
+        quarantine: blocks, `(group, id)`, that were freed while this was the session's last
+            accepted step.
+        retired_after: handles released outside a step while this was the last one in the session's
+            queue.
     """
 
     __slots__ = (

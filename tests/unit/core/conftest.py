@@ -1,4 +1,6 @@
-"""Cores to test; the modules beside this file (`core_*.py`) are made importable for the tests in this folder."""
+"""Cores to test; the modules beside this file (`core_*.py`) are made importable for the tests in
+this folder.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from core_client import FACTS, LIMITS, WINDOWED, Client  # noqa: E402
+from core_client import FACTS, LIMITS, WINDOWED, Client
 
-from mlxrt.core.core import Core  # noqa: E402
+from mlxrt.core.core import Core
 
 
 @pytest.fixture

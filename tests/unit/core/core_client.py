@@ -65,7 +65,9 @@ class Client:
         return StepInput(self.number, repr(sorted(parts.items())).encode(), **parts)
 
     def accept(self, **parts: Any) -> int:
-        answer = self.core.accept(self.ref.session_id, self.ref.epoch, self.step(**parts), self.now_ms)
+        answer = self.core.accept(
+            self.ref.session_id, self.ref.epoch, self.step(**parts), self.now_ms
+        )
         assert isinstance(answer, Accepted)
         self.number += 1
         return answer.ticket
@@ -98,15 +100,15 @@ class Client:
         return next(s for s in snapshot.sequences if s.sequence_id == sequence_id)
 
 
-def rows(
-    sequence_id: int, count: int = 1, start: int | None = None, **more: Any
-) -> Item:
+def rows(sequence_id: int, count: int = 1, start: int | None = None, **more: Any) -> Item:
     """An item whose rows take registered tokens."""
     source = more.pop("source", TokenSource.REGISTERED)
     return Item(sequence_id, count, start, source, **more)
 
 
-def explicit(sequence_id: int, tokens: Sequence[int], start: int | None = None, **more: Any) -> Item:
+def explicit(
+    sequence_id: int, tokens: Sequence[int], start: int | None = None, **more: Any
+) -> Item:
     """An item whose rows take these tokens."""
     return Item(sequence_id, len(tokens), start, TokenSource.EXPLICIT, tokens, **more)
 
@@ -117,7 +119,9 @@ def outcome(
     failing: Sequence[int] = (),
     failure: MlxrtError | None = None,
 ) -> StepOutcome:
-    """What an engine answers that samples `token` everywhere; the handles in `failing` fail alone."""
+    """What an engine answers that samples `token` everywhere; the handles in `failing` fail
+    alone.
+    """
     if failure is not None:
         return StepOutcome(plan.ticket, failure=failure)
     bad = MlxrtError(Reason.NON_FINITE_LOGITS, "NaN")

@@ -1,7 +1,8 @@
 """An engine whose slots say where they came from.
 
-The content of a slot is a hash over the row's token, its position and every content that the row read, so one wrong
-read anywhere upstream changes everything after it. What was never written, or was spoilt, is None.
+The content of a slot is a hash over the row's token, its position and every content that the row
+read, so one wrong read anywhere upstream changes everything after it. What was never written, or
+was spoilt, is None.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class ProvenanceEngine:
         self.rows_run = 0
 
     def run(self, plan: StepPlan, random: Random, failing: set[int], *, fail: bool) -> StepOutcome:
-        """Runs a plan; `failing` handles fail alone, `fail` fails the whole after any part of it may have happened."""
+        """Runs a plan; `failing` handles fail alone, `fail` fails the whole after any part of it
+        may have happened.
+        """
         self._apply(plan)
         self.contents[plan.ticket] = {}
         if plan.cancelled:
@@ -49,13 +52,13 @@ class ProvenanceEngine:
             return StepOutcome(plan.ticket)
         if fail:
             self._half_run(plan, random)
-            return StepOutcome(
-                plan.ticket, failure=MlxrtError(Reason.EXECUTION_FAILED, "injected")
-            )
+            return StepOutcome(plan.ticket, failure=MlxrtError(Reason.EXECUTION_FAILED, "injected"))
         self._copy(plan)
         outcome = StepOutcome(plan.ticket, decode_tokens=[])
         for index, handle in enumerate(plan.decode_handles):
-            entry = Entry(handle, plan.decode_starts[index], 1, TokenSource.LAST_SAMPLED, sample=True)
+            entry = Entry(
+                handle, plan.decode_starts[index], 1, TokenSource.LAST_SAMPLED, sample=True
+            )
             row = self._run_entry(plan.ticket, entry, failing)
             outcome.decode_tokens.append(row.token or 0)  # type: ignore[union-attr, attr-defined]
             if row.failure is not None:
@@ -92,7 +95,9 @@ class ProvenanceEngine:
                 self.memory[group, destination, offset] = content
 
     def _half_run(self, plan: StepPlan, random: Random) -> None:
-        """What a failed forward may leave: copies made or not, rows written with anything, tokens in any state."""
+        """What a failed forward may leave: copies made or not, rows written with anything, tokens
+        in any state.
+        """
         if random.random() < 0.5:
             self._copy(plan)
         named = [(h, s, 1) for h, s in zip(plan.decode_handles, plan.decode_starts, strict=True)]
@@ -111,7 +116,8 @@ class ProvenanceEngine:
             tokens.update(enumerate(entry.token_ids, entry.start))
         contents: list[Content] = []
         for position in range(entry.start, entry.start + entry.count):
-            # A plan behind one that failed may name a token that was never sampled; nobody hears of its rows.
+            # A plan behind one that failed may name a token that was never sampled; nobody hears of
+            # its rows.
             content = None
             if position in tokens and entry.handle not in failing:
                 read = self._read(entry.handle, position)

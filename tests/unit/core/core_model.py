@@ -1,7 +1,7 @@
 """What the core should do, said in the plainest way: copy the state, replay the steps.
 
-A session is a state in which everything committed is true (`base`) and a list of what was accepted since (`events`).
-The state after all of it is replayed from the beginning whenever it is wanted.
+A session is a state in which everything committed is true (`base`) and a list of what was accepted
+since (`events`). The state after all of it is replayed from the beginning whenever it is wanted.
 """
 
 from __future__ import annotations
@@ -27,13 +27,19 @@ class Known:
 
     def copy(self) -> Known:
         return Known(
-            [list(t) for t in self.tables], list(self.tokens), self.position, self.given, self.failed
-        )  # fmt: skip
+            [list(t) for t in self.tables],
+            list(self.tokens),
+            self.position,
+            self.given,
+            self.failed,
+        )
 
 
 @dataclass
 class State:
-    """Sequences by id; of every leased block the contents of its computed positions, from its first on."""
+    """Sequences by id; of every leased block the contents of its computed positions, from its first
+    on.
+    """
 
     sequences: dict[int, Known] = field(default_factory=dict)
     blocks: dict[tuple[int, int], list[Content]] = field(default_factory=dict)
@@ -57,7 +63,8 @@ class State:
 
 @dataclass
 class StepEvent:
-    """An accepted step; `dead` are sequences that had failed before, `starts` the first rows of the others.
+    """An accepted step; `dead` are sequences that had failed before, `starts` the first rows of the
+    others.
 
     `ran` are the sequences whose rows were handed to the engine, None before.
     """
@@ -126,7 +133,9 @@ class Machine:
         for item in (*decodes, *event.step.items):
             sequence = state.sequences[item.sequence_id]
             if item.row_count and item.sequence_id not in event.dead:
-                if item.sequence_id in failing or (sequence.failed and item.sequence_id in (event.ran or ())):
+                if item.sequence_id in failing or (
+                    sequence.failed and item.sequence_id in (event.ran or ())
+                ):
                     for group, block_id, offset in self._slots(sequence, item, event):
                         del state.blocks[group, block_id][offset:]
                 elif not sequence.failed:
@@ -138,7 +147,9 @@ class Machine:
         """First row of every sequence that is not dead."""
         after = planned.copy()
         self.accept(after, StepEvent(0, step, dead))
-        given = {i.sequence_id: i.start_position for i in step.items if i.start_position is not None}
+        given = {
+            i.sequence_id: i.start_position for i in step.items if i.start_position is not None
+        }
         return {i: given.get(i, sequence.position) for i, sequence in after.sequences.items()}
 
     def _slots(self, sequence: Known, item: Item, event: StepEvent) -> list[tuple[int, int, int]]:
@@ -225,7 +236,9 @@ class SessionModel:
         return event
 
     def runnable(self, ticket: int) -> list[int]:
-        """Sequences, by id, that have rows in this accepted step and have not failed so far; in the plan's order."""
+        """Sequences, by id, that have rows in this accepted step and have not failed so far; in the
+        plan's order.
+        """
         state = self.base.copy()
         for event in self.events:
             if not isinstance(event, StepEvent):

@@ -1,4 +1,6 @@
-"""What is wrong with a step, said in the plainest way: every reason of the first part that has any."""
+"""What is wrong with a step, said in the plainest way: every reason of the first part that has
+any.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ class Rules:
         for new in step.new_sequences:
             if new.sequence_id in there:
                 found.add(Reason.SEQUENCE_EXISTS)
-            there[new.sequence_id] = Known([list(new.tables.get(g, [])) for g in self.machine.groups], list(new.prompt))
+            there[new.sequence_id] = Known(
+                [list(new.tables.get(g, [])) for g in self.machine.groups], list(new.prompt)
+            )
             found |= self._tokens(list(new.prompt)) | self._ids(planned, new.tables)
             if not new.prompt:
                 found.add(Reason.FIELD_INVALID)
@@ -93,7 +97,9 @@ class Rules:
             for group, count in (item.leading_holes or {}).items():
                 if group not in self.machine.groups or count > len(after.tables[group]):
                     found.add(Reason.FIELD_INVALID)
-            if max(map(len, after.tables)) > -(-self.facts.max_model_length // self.facts.block_size):
+            if max(map(len, after.tables)) > -(
+                -self.facts.max_model_length // self.facts.block_size
+            ):
                 found.add(Reason.LIMIT_EXCEEDED)
         return found
 

@@ -29,8 +29,12 @@ class StepMaker:
         for ids in self.unused.values():
             random.shuffle(ids)
         self.parts: dict[str, Any] = {
-            "releases": [], "copies": [], "new_sequences": [], "decode_ids": [], "items": [],
-        }  # fmt: skip
+            "releases": [],
+            "copies": [],
+            "new_sequences": [],
+            "decode_ids": [],
+            "items": [],
+        }
 
     def draw(self, number: int) -> StepInput:
         """A step of this number."""
@@ -69,7 +73,9 @@ class StepMaker:
         for group, table in enumerate(tables):
             lacking = -(-end // self.facts.block_size) - len(table)
             if lacking > 0:
-                append[group] = [self.unused[group].pop() for _ in range(lacking) if self.unused[group]]
+                append[group] = [
+                    self.unused[group].pop() for _ in range(lacking) if self.unused[group]
+                ]
         return {g: ids for g, ids in append.items() if ids} or None
 
     def _decode(self, sequence_id: int, sequence: Known) -> None:
@@ -81,10 +87,19 @@ class StepMaker:
             self.parts["decode_ids"].append(sequence_id)
         else:
             self.parts["items"].append(
-                Item(sequence_id, 1, None, TokenSource.LAST_SAMPLED, append=append, sample=self.random.random() < 0.9)
-            )  # fmt: skip
+                Item(
+                    sequence_id,
+                    1,
+                    None,
+                    TokenSource.LAST_SAMPLED,
+                    append=append,
+                    sample=self.random.random() < 0.9,
+                )
+            )
 
-    def _chunk(self, sequence_id: int, sequence: Known, start: int | None = None, **more: Any) -> None:
+    def _chunk(
+        self, sequence_id: int, sequence: Known, start: int | None = None, **more: Any
+    ) -> None:
         known = len(sequence.tokens)
         first = sequence.position if start is None else start
         if first >= known:
@@ -93,15 +108,25 @@ class StepMaker:
         append = None
         if "replace" not in more:
             append = self._append_for(sequence.tables, first + count)
-            room = min(len(t) + len((append or {}).get(g, ())) for g, t in enumerate(sequence.tables))
+            room = min(
+                len(t) + len((append or {}).get(g, ())) for g, t in enumerate(sequence.tables)
+            )
             if self.random.random() < 0.95:
                 count = min(count, room * self.facts.block_size - first)
         if count < 1:
             return
         sample = first + count == known and self.random.random() < 0.8
         self.parts["items"].append(
-            Item(sequence_id, count, start, TokenSource.REGISTERED, append=append, sample=sample, **more)
-        )  # fmt: skip
+            Item(
+                sequence_id,
+                count,
+                start,
+                TokenSource.REGISTERED,
+                append=append,
+                sample=sample,
+                **more,
+            )
+        )
 
     def _roll_back(self, sequence_id: int, sequence: Known) -> None:
         self._chunk(sequence_id, sequence, self.random.randint(0, sequence.position))
@@ -110,14 +135,18 @@ class StepMaker:
         self.parts["items"].append(Item(sequence_id, replace={}))
 
     def _resume(self, sequence_id: int, sequence: Known) -> None:
-        """New tables: some entries of the old one or of another sequence kept, the rest unused blocks."""
+        """New tables: some entries of the old one or of another sequence kept, the rest unused
+        blocks.
+        """
         donor = self.random.choice([sequence, *self.planned.sequences.values()])
         kept = self.random.randint(0, 3)
         length = -(-len(sequence.tokens) // self.facts.block_size)
         tables = {}
         for group, table in enumerate(donor.tables):
             ids = table[:kept]
-            ids += [self.unused[group].pop() for _ in range(length - len(ids)) if self.unused[group]]
+            ids += [
+                self.unused[group].pop() for _ in range(length - len(ids)) if self.unused[group]
+            ]
             tables[group] = ids
         limit = max(0, len(sequence.tokens) - 1)
         start = min(kept * self.facts.block_size, limit) if self.random.random() < 0.7 else 0
@@ -131,8 +160,16 @@ class StepMaker:
         append = self._append_for(sequence.tables, start + count)
         absent = start == sequence.position and self.random.random() < 0.5
         self.parts["items"].append(
-            Item(sequence_id, count, None if absent else start, TokenSource.EXPLICIT, tokens, append, sample=self.random.random() < 0.5)
-        )  # fmt: skip
+            Item(
+                sequence_id,
+                count,
+                None if absent else start,
+                TokenSource.EXPLICIT,
+                tokens,
+                append,
+                sample=self.random.random() < 0.5,
+            )
+        )
 
     def _grow(self, sequence_id: int, sequence: Known) -> None:
         group = self.random.choice(self.machine.groups)
@@ -172,9 +209,13 @@ class StepMaker:
             self.parts["copies"].append((group, self.random.choice(sources), destination))
 
     def _register(self) -> None:
-        """A new sequence, sometimes over the first blocks of another one and with its first tokens."""
+        """A new sequence, sometimes over the first blocks of another one and with its first
+        tokens.
+        """
         random = self.random
-        free = [i for i in range(1, 6) if i not in self.planned.sequences or i in self.parts["releases"]]
+        free = [
+            i for i in range(1, 6) if i not in self.planned.sequences or i in self.parts["releases"]
+        ]
         if not free or (len(self.planned.sequences) >= 4 and random.random() < 0.9):
             return
         sequence_id = random.choice(free)
@@ -184,8 +225,11 @@ class StepMaker:
         if self.planned.sequences and random.random() < 0.5:
             donor = random.choice(list(self.planned.sequences.values()))
             shared = min(donor.position, len(donor.tokens) - 1) // self.facts.block_size
-            prompt[: shared * self.facts.block_size] = donor.tokens[: shared * self.facts.block_size]
-            tables = {group: table[:shared] for group, table in enumerate(donor.tables)}
+            prompt[: shared * self.facts.block_size] = donor.tokens[
+                : shared * self.facts.block_size
+            ]
+            named = shared + (random.random() < 0.3)
+            tables = {group: table[:named] for group, table in enumerate(donor.tables)}
         self.parts["new_sequences"].append(NewSequence(sequence_id, prompt, tables))
         if random.random() < 0.8:
             start = min(shared * self.facts.block_size, len(prompt) - 1)
@@ -202,7 +246,14 @@ class StepMaker:
         if kind == 0:
             parts["decode_ids"].append(sequence_id)
         elif kind == 1:
-            parts["items"].append(Item(sequence_id, random.randint(0, 3), random.choice([None, *range(12)]), TokenSource.REGISTERED))
+            parts["items"].append(
+                Item(
+                    sequence_id,
+                    random.randint(0, 3),
+                    random.choice([None, *range(12)]),
+                    TokenSource.REGISTERED,
+                )
+            )
         elif kind == 2:
             parts["items"].append(Item(sequence_id, append={random.randint(0, 2): [block_id]}))
         elif kind == 3:
@@ -217,4 +268,6 @@ class StepMaker:
             item = random.choice(parts["items"])
             item.start_position = random.randint(0, 14)
         elif kind == 7:
-            parts["new_sequences"].append(NewSequence(sequence_id, [1] * random.choice([0, 2, 17]), {0: [block_id]}))
+            parts["new_sequences"].append(
+                NewSequence(sequence_id, [1] * random.choice([0, 2, 17]), {0: [block_id]})
+            )

@@ -16,15 +16,21 @@ def freeing(client: Client, blocks: dict[int, list[int]]) -> Callable[[], object
     return lambda: client.core.free_blocks(client.ref, request_id, blocks, 0)
 
 
+def releasing(client: Client, ids: list[int]) -> Callable[[], object]:
+    return lambda: client.core.free_sequences(client.ref, "x", ids, 0, free_blocks=True)
+
+
 def test_allocation_is_all_or_none_and_never_block_0(windowed: Client) -> None:
     core = windowed.core
     answer = windowed.allocate(16, 3)
     assert list(answer) == [0, 1]
     assert answer[0] == list(range(1, 17))
     error = refused(
-        core, Reason.NO_FREE_BLOCKS, None,
+        core,
+        Reason.NO_FREE_BLOCKS,
+        None,
         lambda: core.allocate_blocks(windowed.ref, "x", {1: 1, 0: 1}, 0),
-    )  # fmt: skip
+    )
     assert error.metadata == {"group": "0", "free": "0", "wanted": "1"}
     assert error.retry_delay_ms
     assert core.free_blocks_by_group() == (0, 13)
@@ -38,9 +44,11 @@ def test_allocation_of_nothing_or_of_no_group_is_refused(
     client: Client, counts: dict[int, int], field: str
 ) -> None:
     refused(
-        client.core, Reason.FIELD_INVALID, field,
+        client.core,
+        Reason.FIELD_INVALID,
+        field,
         lambda: client.core.allocate_blocks(client.ref, "x", counts, 0),
-    )  # fmt: skip
+    )
 
 
 def test_repeated_requests_act_once(client: Client) -> None:
@@ -111,18 +119,17 @@ def test_releasing_sequences_frees_only_what_no_other_table_names(client: Client
     a, b, c = client.allocate(3)[0]
     client.run(
         new_sequences=[
-            NewSequence(1, [1], {0: [a, 0, b]}), NewSequence(2, [1], {0: [b, c]}), NewSequence(3, [1], {0: [a]}),
+            NewSequence(1, [1], {0: [a, 0, b]}),
+            NewSequence(2, [1], {0: [b, c]}),
+            NewSequence(3, [1], {0: [a]}),
         ],
-    )  # fmt: skip
+    )
     for ids, reason, field in (
         ([], Reason.FIELD_INVALID, "sequence_ids"),
         ([1, 1], Reason.FIELD_INVALID, "sequence_ids[1]"),
         ([1, 7], Reason.SEQUENCE_UNKNOWN, "sequence_ids[1]"),
     ):
-        refused(
-            core, reason, field,
-            lambda: core.free_sequences(client.ref, "x", ids, 0, free_blocks=True),
-        )  # fmt: skip
+        refused(core, reason, field, releasing(client, ids))
     assert core.free_sequences(client.ref, "f", [1, 2], 0, free_blocks=True) == {0: [b, c]}
     assert core.free_sequences(client.ref, "f", [1, 2], 0, free_blocks=True) == {0: [b, c]}
     assert core.free_sequences(client.ref, "g", [3], 0, free_blocks=False) == {}

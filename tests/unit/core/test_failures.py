@@ -53,11 +53,16 @@ def test_a_failed_step_fails_those_behind_it_whether_they_ran_or_not(
     assert client.core.counters.steps_discarded == 2
 
 
-def test_a_step_behind_that_was_not_handed_out_is_cancelled(client: Client, blocks: list[int]) -> None:
+def test_a_step_behind_that_was_not_handed_out_is_cancelled(
+    client: Client, blocks: list[int]
+) -> None:
     client.accept(decode_ids=[1])
     client.accept(
-        copies=[(0, blocks[0], blocks[8])], decode_ids=[1], releases=[], new_sequences=[NewSequence(2, [3])]
-    )  # fmt: skip
+        copies=[(0, blocks[0], blocks[8])],
+        decode_ids=[1],
+        releases=[],
+        new_sequences=[NewSequence(2, [3])],
+    )
     fail(client, hand_out(client))
     plan = hand_out(client)
     assert plan.cancelled
@@ -67,7 +72,9 @@ def test_a_step_behind_that_was_not_handed_out_is_cancelled(client: Client, bloc
     assert client.state(2).token_count == 1
 
 
-def test_after_a_discard_the_engine_meets_its_sequences_anew(client: Client, blocks: list[int]) -> None:
+def test_after_a_discard_the_engine_meets_its_sequences_anew(
+    client: Client, blocks: list[int]
+) -> None:
     client.accept(items=[explicit(1, [9, 9], 2)])
     old = hand_out(client)
     fail(client, old)
@@ -95,7 +102,9 @@ def test_a_cancelled_step_needs_no_new_handles(client: Client, blocks: list[int]
 def test_rows_that_a_failed_step_rewrote_are_no_longer_computed(
     client: Client, blocks: list[int]
 ) -> None:
-    """Their slots may hold anything now: the sequence stands before them, its tokens are as before."""
+    """Their slots may hold anything now: the sequence stands before them, its tokens are as
+    before.
+    """
     client.accept(items=[explicit(1, [9], 2)])
     fail(client, hand_out(client))
     state = client.state(1)
@@ -165,7 +174,9 @@ def test_steps_behind_leave_a_failed_sequence_out(client: Client, blocks: list[i
     assert reply.token_ids == [FAILED_TOKEN, 50]
 
 
-def test_steps_behind_that_run_already_are_not_listened_to(client: Client, blocks: list[int]) -> None:
+def test_steps_behind_that_run_already_are_not_listened_to(
+    client: Client, blocks: list[int]
+) -> None:
     client.prefill(2, 3, {0: [blocks[5], blocks[6]]})
     client.accept(items=[rows(1, 1, sample=True)], decode_ids=[2])
     client.accept(items=[rows(1, 1, sample=True)], decode_ids=[2])
@@ -177,6 +188,21 @@ def test_steps_behind_that_run_already_are_not_listened_to(client: Client, block
     assert client.state(1).token_count == 7
 
 
+def test_rows_left_out_of_a_plan_spoil_nothing_when_its_step_fails(
+    client: Client, blocks: list[int]
+) -> None:
+    client.prefill(2, 4, {0: blocks[5:7]})
+    client.accept(decode_ids=[1])
+    client.accept(items=[rows(1, 7, 0, replace={0: [blocks[8], blocks[5]]})], releases=[2])
+    plan = hand_out(client)
+    client.core.finish(outcome(plan, failing=plan.decode_handles), 0)
+    behind = hand_out(client)
+    assert behind.entries == []
+    fail(client, behind)
+    new = NewSequence(3, range(1, 6), {0: blocks[5:7]})
+    client.run(new_sequences=[new], items=[rows(3, 1, 4)])
+
+
 def test_what_a_failed_sequence_wrote_is_not_computed(client: Client, blocks: list[int]) -> None:
     client.run(new_sequences=[NewSequence(2, range(1, 9), {0: blocks[5:7]})], items=[rows(2, 4)])
     client.accept(items=[rows(2, 4)])
@@ -186,7 +212,9 @@ def test_what_a_failed_sequence_wrote_is_not_computed(client: Client, blocks: li
     client.refuse(
         Reason.BLOCK_UNFILLED, "items[0].start_position", new_sequences=[new], items=[rows(3, 1, 8)]
     )
-    client.refuse(Reason.BLOCK_SHARED, "items[0].row_count", new_sequences=[new], items=[rows(3, 1, 4)])
+    client.refuse(
+        Reason.BLOCK_SHARED, "items[0].row_count", new_sequences=[new], items=[rows(3, 1, 4)]
+    )
     client.run(releases=[2], new_sequences=[new], items=[rows(3, 5, 4)])
 
 
@@ -194,8 +222,9 @@ def test_an_outcome_that_does_not_answer_its_plan_discards_the_step(
     client: Client, blocks: list[int]
 ) -> None:
     for wrong in (
-        {"decode_tokens": []}, {"decode_tokens": [1], "entry_rows": [SampledRow()]},
-    ):  # fmt: skip
+        {"decode_tokens": []},
+        {"decode_tokens": [1], "entry_rows": [SampledRow()]},
+    ):
         client.accept(decode_ids=[1])
         plan = hand_out(client)
         ((_, reply),) = client.core.finish(StepOutcome(plan.ticket, **wrong), 0)

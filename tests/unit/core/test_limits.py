@@ -16,9 +16,13 @@ from mlxrt.errors import Reason
 @pytest.fixture
 def client() -> Client:
     limits = Limits(
-        max_step_rows=6, max_step_sequences=4, max_step_copies=2, max_logits_rows=1, max_sequences=5,
+        max_step_rows=6,
+        max_step_sequences=4,
+        max_step_copies=2,
+        max_logits_rows=1,
+        max_sequences=5,
         max_model_length=8,
-    )  # fmt: skip
+    )
     facts = replace(FACTS, groups=(Group(GroupKind.FULL, (0,), 0, 33, 1),))
     client = Client(Core(facts, limits))
     blocks = client.allocate(32)[0]

@@ -12,7 +12,13 @@ from mlxrt.errors import Reason
 
 def test_sessions_take_turns_and_keep_their_own_order(core: Core) -> None:
     a, b, c = Client(core, "a"), Client(core, "b"), Client(core, "c")
-    tickets = {a.accept(): "a1", a.accept(): "a2", b.accept(): "b1", b.accept(): "b2", c.accept(): "c1"}
+    tickets = {
+        a.accept(): "a1",
+        a.accept(): "a2",
+        b.accept(): "b1",
+        b.accept(): "b2",
+        c.accept(): "c1",
+    }
     assert core.queued_count() == 5
     order = []
     while (plan := core.next_plan(0)) is not None:

@@ -69,7 +69,9 @@ def test_registered_rows_stop_at_the_last_known_token(client: Client, blocks: li
     client.accept(items=[rows(1, 1)])
 
 
-def test_last_sampled_needs_a_sampled_token_and_its_position(client: Client, blocks: list[int]) -> None:
+def test_last_sampled_needs_a_sampled_token_and_its_position(
+    client: Client, blocks: list[int]
+) -> None:
     client.run(new_sequences=[NewSequence(1, [1], {0: blocks[:2]})])
     client.refuse(Reason.POSITION_INVALID, "items[0].last_sampled", items=[rows(1, source=LAST)])
     client.refuse(Reason.POSITION_INVALID, "decode_sequence_ids[0]", decode_ids=[1])
@@ -95,7 +97,9 @@ def test_explicit_tokens_replace_what_was_known(client: Client, blocks: list[int
     client.run(items=[rows(1, 1, 0, source=LAST, sample=True)])
 
 
-def test_explicit_tokens_of_a_discarded_step_are_not_known(client: Client, blocks: list[int]) -> None:
+def test_explicit_tokens_of_a_discarded_step_are_not_known(
+    client: Client, blocks: list[int]
+) -> None:
     client.prefill(1, 5, {0: blocks[:3]})
     client.accept(items=[explicit(1, [7, 8])])
     plan = client.core.next_plan(0)
@@ -149,9 +153,10 @@ def test_unknown_and_known_ids(client: Client) -> None:
     client.refuse(unknown, "decode_sequence_ids[0]", releases=[1], decode_ids=[1])
     client.refuse(exists, "new_sequences[0].sequence_id", new_sequences=[NewSequence(1, [1])])
     client.refuse(
-        exists, "new_sequences[1].sequence_id",
+        exists,
+        "new_sequences[1].sequence_id",
         new_sequences=[NewSequence(2, [1]), NewSequence(2, [1])],
-    )  # fmt: skip
+    )
     client.run(releases=[1], new_sequences=[NewSequence(1, [9])])
     assert client.state(1).token_ids == [9]
 
@@ -171,8 +176,12 @@ def test_seeds_are_the_clients_or_derived(client: Client) -> None:
     other = Client(client.core, "b")
     for each in (client, other):
         each.accept(
-            new_sequences=[NewSequence(1, [1], seed=5), NewSequence(2, [1]), NewSequence(3, [1], sampling=Sampling(0.5))]
-        )  # fmt: skip
+            new_sequences=[
+                NewSequence(1, [1], seed=5),
+                NewSequence(2, [1]),
+                NewSequence(3, [1], sampling=Sampling(0.5)),
+            ]
+        )
     plans = [client.core.next_plan(0), client.core.next_plan(0)]
     seeds = [[new.seed for new in plan.registrations] for plan in plans if plan]
     assert [each[0] for each in seeds] == [5, 5]

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from core_client import Client, finish_all, outcome, refused, rows, session_ref
 
+from mlxrt.core.answers import OpenedSession, SessionRef
 from mlxrt.core.core import Core
-from mlxrt.core.step import NewSequence
+from mlxrt.core.step import NewSequence, StepInput
 from mlxrt.errors import Reason
 
 
-def open_session(core: Core, request_id: str = "r", ttl_ms: int = 0, name: str = "n", now: int = 0):  # noqa: ANN201
+def open_session(
+    core: Core, request_id: str = "r", ttl_ms: int = 0, name: str = "n", now: int = 0
+) -> OpenedSession:
     return core.open_session(
         request_id, ttl_ms, name, session_id=f"id-{request_id}", session_seed=1, now_ms=now
     )
 
 
-@pytest.mark.parametrize(("asked", "granted"), [(0, 30_000), (1, 1_000), (5_000, 5_000), (600_000, 600_000)])
+@pytest.mark.parametrize(
+    ("asked", "granted"), [(0, 30_000), (1, 1_000), (5_000, 5_000), (600_000, 600_000)]
+)
 def test_ttl_is_granted_within_its_limits(core: Core, asked: int, granted: int) -> None:
     assert open_session(core, ttl_ms=asked).lease_ttl_ms == granted
 
@@ -35,7 +42,9 @@ def test_request_id_must_be_1_to_64_bytes(core: Core, request_id: str) -> None:
 
 def test_client_name_is_at_most_128_bytes(core: Core) -> None:
     open_session(core, name="x" * 128)
-    refused(core, Reason.FIELD_INVALID, "client_name", lambda: open_session(core, "r2", name="ü" * 65))
+    refused(
+        core, Reason.FIELD_INVALID, "client_name", lambda: open_session(core, "r2", name="ü" * 65)
+    )
 
 
 def test_repeated_open_gets_the_first_answer_and_other_content_is_refused(core: Core) -> None:
@@ -52,6 +61,20 @@ def test_one_session_too_many_is_refused(core: Core) -> None:
     assert error.retry_delay_ms
 
 
+def calls(core: Core, ref: SessionRef, step: StepInput) -> list[Callable[[], object]]:
+    """Every call that names a session."""
+    return [
+        lambda: core.renew(ref, 0),
+        lambda: core.get_session(ref, 0, include_tables=False, include_tokens=False),
+        lambda: core.close_session(ref, 0),
+        lambda: core.allocate_blocks(ref, "x", {0: 1}, 0),
+        lambda: core.free_blocks(ref, "x", {}, 0),
+        lambda: core.free_sequences(ref, "x", [1], 0, free_blocks=False),
+        lambda: core.accept(ref.session_id, ref.epoch, step, 0),
+        lambda: core.resume(ref, "x", 0),
+    ]
+
+
 def test_unknown_session_and_stale_epoch_are_refused_everywhere(client: Client) -> None:
     core, ref = client.core, client.ref
     core.resume(ref, "take-over", 0)
@@ -60,17 +83,7 @@ def test_unknown_session_and_stale_epoch_are_refused_everywhere(client: Client) 
         (session_ref(client, 3), Reason.EPOCH_STALE),
         (type(ref)("nobody", 1), Reason.SESSION_UNKNOWN),
     ):
-        step = client.step()
-        for call in (
-            lambda: core.renew(wrong, 0),
-            lambda: core.get_session(wrong, 0, include_tables=False, include_tokens=False),
-            lambda: core.close_session(wrong, 0),
-            lambda: core.allocate_blocks(wrong, "x", {0: 1}, 0),
-            lambda: core.free_blocks(wrong, "x", {}, 0),
-            lambda: core.free_sequences(wrong, "x", [1], 0, free_blocks=False),
-            lambda: core.accept(wrong.session_id, wrong.epoch, step, 0),
-            lambda: core.resume(wrong, "x", 0),
-        ):
+        for call in calls(core, wrong, client.step()):
             refused(core, reason, None, call)
 
 
@@ -139,7 +152,9 @@ def test_take_over_discards_what_is_in_flight(client: Client) -> None:
     assert client.state(1).token_ids == [1, 2, 3, 50, 50]
 
 
-def test_closing_answers_what_it_freed_and_steps_in_flight_get_session_unknown(client: Client) -> None:
+def test_closing_answers_what_it_freed_and_steps_in_flight_get_session_unknown(
+    client: Client,
+) -> None:
     core = client.core
     tables = client.allocate(3)
     ticket = client.accept(

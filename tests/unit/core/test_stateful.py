@@ -1,522 +1,59 @@
 """The core against a plain model of it, under any order of calls, plans and outcomes.
 
-The rules run MLXRT_STATEFUL_RULES rules in all (100,000 unless set). Hypothesis prints what reproduces a failure;
-MLXRT_STATEFUL_SEED sets the seed, which is printed as well.
+It runs MLXRT_STATEFUL_RULES rules in all (100,000 unless set). MLXRT_STATEFUL_SEED sets the seed,
+which is printed; MLXRT_STATEFUL_SHRINK makes Hypothesis shorten what failed, which takes minutes.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
-from collections.abc import Callable
 from random import Random
 
-import hypothesis.strategies as st
-import pytest
-from core_engine import ProvenanceEngine
-from core_model import Machine, SessionModel, State, StepEvent
-from core_rules import Rules, failed_items
-from core_steps import StepMaker
-from hypothesis import HealthCheck, Phase, note, seed, settings
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    invariant,
-    rule,
-    run_state_machine_as_test,
-)
-
-from mlxrt.core.answers import Accepted, InFlight, Replayed, SessionRef
-from mlxrt.core.core import Core
-from mlxrt.core.model import Group, GroupKind, Limits, ModelFacts
-from mlxrt.core.step import FAILED_TOKEN, StepInput, StepPlan, StepReply
-from mlxrt.errors import MlxrtError, Reason
+from core_machine import CoreMachine, executed
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis.stateful import run_state_machine_as_test
 
 RULES = int(os.environ.get("MLXRT_STATEFUL_RULES", "100000"))
 SEED = int(os.environ.get("MLXRT_STATEFUL_SEED", str(Random().randrange(2**32))))
 RULES_PER_RUN = 500
-PHASES = (Phase.generate, Phase.shrink) if "MLXRT_STATEFUL_SHRINK" in os.environ else (Phase.generate,)
-TTL_MS = 1_000
+PHASES = (
+    (Phase.generate, Phase.shrink) if "MLXRT_STATEFUL_SHRINK" in os.environ else (Phase.generate,)
+)
 
-FACTS = ModelFacts(
-    "test", "test", 7, 14, "float32", 3,
-    (Group(GroupKind.FULL, (0,), 0, 40, 1), Group(GroupKind.WINDOW, (1,), 4, 36, 1)), (), "",
-)  # fmt: skip
-LIMITS = Limits(max_inflight_steps=2, max_sequences=4, max_sessions=2, max_model_length=14)
-
-EVERY = (
-    "committed", "failed", "sequence failed", "failed after it was handed out", "overlapped", "replayed", "expired",
-    "doomed by EPOCH_STALE", "doomed by PREDECESSOR_FAILED", "doomed by SESSION_UNKNOWN",
-    "SESSION_UNKNOWN", "EPOCH_STALE", "SEQUENCE_UNKNOWN", "SEQUENCE_EXISTS", "BLOCK_NOT_LEASED", "BLOCK_IN_USE",
-    "BLOCK_SHARED", "BLOCK_HOLE", "BLOCK_UNFILLED", "TABLE_TOO_SHORT", "SLOT_CONFLICT", "POSITION_INVALID",
-    "NO_FREE_BLOCKS", "TOO_MANY_INFLIGHT_STEPS", "STEP_GAP", "STEP_MISMATCH", "STEP_STALE", "LIMIT_EXCEEDED",
-    "stepped back", "plain decodes", "restored",
-)  # fmt: skip
-executed: Counter[str] = Counter()
-
-
-class CoreMachine(RuleBasedStateMachine):
-    """Two sessions, an engine, and what each should be like."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.machine = Machine(FACTS)
-        self.rules = Rules(self.machine, LIMITS.max_sequences)
-        self.core = Core(FACTS, LIMITS)
-        self.engine = ProvenanceEngine(FACTS)
-        self.now_ms = 0
-        self.sessions: dict[str, SessionModel] = {}
-        self.expiry_ms: dict[str, int] = {}
-        self.order: deque[str] = deque()
-        self.queued: dict[str, deque[int]] = {}
-        self.handed_out: deque[StepPlan] = deque()
-        self.owner: dict[int, str] = {}
-        self.steps: dict[tuple[str, int], StepInput] = {}
-        self.replies: dict[tuple[str, int], StepReply] = {}
-        self.doomed: dict[int, Reason] = {}
-        self.planned_ids: dict[int, list[int]] = {}
-        self.waiting: list[tuple[int | None, int, int]] = []
-        self.free = [group.block_count - 1 for group in FACTS.groups]
-        self.opened = self.requests = self.acts = 0
-
-    @rule(entropy=st.integers(0, 2**32 - 1))
-    def act(self, entropy: int) -> None:
-        """One call, plan or outcome, drawn from what can be done now."""
-        executed["rules"] += 1
-        self.acts += 1
-        random = Random(f"{entropy} {self.acts}")
-        choices: list[tuple[float, Callable[[Random], None]]] = [(2, self.let_time_pass)]
-        if len(self.sessions) < LIMITS.max_sessions:
-            choices.append((10, self.open))
-        if len(self.handed_out) < 3:
-            choices.append((22, self.hand_out))
-        if self.handed_out:
-            choices.append((30, self.outcome))
-        if self.sessions:
-            choices += [
-                (30, self.step), (4, self.allocate), (3, self.free_blocks), (1, self.free_sequences),
-                (3, self.repeat), (0.7, self.take_over), (0.3, self.close),
-            ]  # fmt: skip
-        weights, actions = zip(*choices, strict=True)
-        action = random.choices(actions, weights)[0]
-        note(action.__name__)
-        action(random)
-
-    # ---- small things ----
-
-    def pick(self, random: Random) -> tuple[str, SessionModel]:
-        name = random.choice(list(self.sessions))
-        return name, self.sessions[name]
-
-    def ref(self, name: str) -> SessionRef:
-        return SessionRef(name, self.sessions[name].epoch)
-
-    def request_id(self) -> str:
-        self.requests += 1
-        return str(self.requests)
-
-    def refuses(self, reasons: set[Reason], call: Callable[[], object]) -> None:
-        """The call is refused for one of `reasons` and changes nothing."""
-        before = self.core.digest()
-        with pytest.raises(MlxrtError) as caught:
-            call()
-        assert caught.value.reason in reasons, (caught.value, reasons)
-        assert self.core.digest() == before
-        executed[caught.value.reason.name] += 1
-
-    def renewed(self, name: str) -> None:
-        self.expiry_ms[name] = self.now_ms + TTL_MS
-
-    def give_back(self, name: str, blocks: list[tuple[int, int]]) -> None:
-        """Freed blocks join the free ones once the session's steps of now have ended."""
-        inflight = self.sessions[name].inflight
-        for group, block_id in blocks:
-            self.waiting.append((inflight[-1] if inflight else None, group, block_id))
-        self.settle_waiting(None)
-
-    def settle_waiting(self, ended: int | None) -> None:
-        for ticket, group, _ in self.waiting:
-            self.free[group] += ticket == ended
-        self.waiting = [each for each in self.waiting if each[0] != ended]
-
-    # ---- sessions ----
-
-    def open(self, random: Random) -> None:
-        executed["open"] += 1
-        self.opened += 1
-        name = f"s{self.opened}"
-        arguments = (f"open-{name}", TTL_MS, name)
-        first = self.core.open_session(
-            *arguments, session_id=name, session_seed=self.opened, now_ms=self.now_ms
-        )
-        again = self.core.open_session(
-            *arguments, session_id="other", session_seed=0, now_ms=self.now_ms
-        )
-        assert first == again
-        self.sessions[name] = SessionModel(self.machine)
-        self.queued[name] = deque()
-        self.renewed(name)
-
-    def allocate(self, random: Random) -> None:
-        executed["allocate"] += 1
-        name, session = self.pick(random)
-        counts = {g: random.randint(1, 9) for g in self.machine.groups if random.random() < 0.9}
-        request_id = self.request_id()
-
-        def call() -> dict[int, list[int]]:
-            return self.core.allocate_blocks(self.ref(name), request_id, counts, self.now_ms)
-
-        if any(count > self.free[group] for group, count in counts.items()):
-            self.refuses({Reason.NO_FREE_BLOCKS}, call)
-            return
-        answer = call()
-        assert call() == answer
-        assert {g: len(ids) for g, ids in answer.items()} == counts
-        got = [(group, block_id) for group, ids in answer.items() for block_id in ids]
-        taken = {key for each in self.sessions.values() for key in each.planned().blocks}
-        taken |= {(group, block_id) for _, group, block_id in self.waiting}
-        assert len(set(got)) == len(got)
-        assert not taken & set(got)
-        session.add(lambda state: state.blocks.update({key: [] for key in got}))
-        for group, _ in got:
-            self.free[group] -= 1
-        self.renewed(name)
-
-    def free_blocks(self, random: Random) -> None:
-        executed["free_blocks"] += 1
-        name, session = self.pick(random)
-        planned = session.planned()
-        named = set(planned.named())
-        group = random.choice(self.machine.groups)
-        leased = [b for g, b in planned.blocks if g == group]
-        unnamed = [b for b in leased if (group, b) not in named]
-        ids = random.sample(unnamed, random.randint(0, len(unnamed)))
-        reasons: set[Reason] = set()
-        if random.random() < 0.2:
-            extra = random.randrange(FACTS.groups[group].block_count)
-            ids.append(extra)
-            reasons |= {Reason.FIELD_INVALID} if extra == 0 or ids.count(extra) > 1 else set()
-            reasons |= {Reason.BLOCK_NOT_LEASED} if extra not in leased else set()
-            reasons |= {Reason.BLOCK_IN_USE} if (group, extra) in named else set()
-        request_id = self.request_id()
-
-        def call() -> tuple[int, ...]:
-            return self.core.free_blocks(self.ref(name), request_id, {group: ids}, self.now_ms)
-
-        if reasons:
-            self.refuses(reasons, call)
-            return
-        assert call() == call()
-        self.drop_blocks(name, [(group, block_id) for block_id in ids])
-        self.renewed(name)
-
-    def drop_blocks(self, name: str, gone: list[tuple[int, int]]) -> None:
-        def drop(state: State) -> None:
-            for key in gone:
-                del state.blocks[key]
-
-        self.sessions[name].add(drop)
-        self.give_back(name, gone)
-
-    def free_sequences(self, random: Random) -> None:
-        executed["free_sequences"] += 1
-        name, session = self.pick(random)
-        planned = session.planned()
-        free_blocks = random.random() < 0.5
-        ids = random.sample([*planned.sequences, 77], random.randint(0, min(2, len(planned.sequences))))
-        request_id = self.request_id()
-
-        def call() -> dict[int, list[int]]:
-            return self.core.free_sequences(
-                self.ref(name), request_id, ids, self.now_ms, free_blocks=free_blocks
-            )
-
-        if not ids or 77 in ids:
-            self.refuses({Reason.FIELD_INVALID, Reason.SEQUENCE_UNKNOWN}, call)
-            return
-        answer = call()
-        assert call() == answer
-        before = set(planned.named())
-
-        def release(state: State) -> None:
-            for sequence_id in ids:
-                del state.sequences[sequence_id]
-
-        session.add(release)
-        gone = sorted(before - set(session.planned().named())) if free_blocks else []
-        assert sorted((g, b) for g, each in answer.items() for b in each) == gone
-        self.drop_blocks(name, gone)
-        self.renewed(name)
-
-    def take_over(self, random: Random) -> None:
-        executed["take_over"] += 1
-        name, session = self.pick(random)
-        old = self.ref(name)
-        request_id = self.request_id()
-        answer = self.core.resume(old, request_id, self.now_ms)
-        assert self.core.resume(old, request_id, self.now_ms) == answer
-        session.epoch += 1
-        assert answer.session == self.ref(name)
-        assert answer.next_step_number == session.next_step_number
-        self.doom(name, session, Reason.EPOCH_STALE)
-        self.renewed(name)
-        self.refuses({Reason.EPOCH_STALE}, lambda: self.core.renew(old, self.now_ms))
-        self.refuses(
-            {Reason.EPOCH_STALE}, lambda: self.core.resume(old, self.request_id(), self.now_ms)
-        )
-
-    def doom(self, name: str, session: SessionModel, reason: Reason) -> None:
-        """Every step of the session that could commit will answer `reason`."""
-        for ticket in session.inflight:
-            self.doomed.setdefault(ticket, reason)
-        executed["stepped back"] += session.discard()
-
-    def close(self, random: Random) -> None:
-        executed["close"] += 1
-        name, _ = self.pick(random)
-        ref = self.ref(name)
-        self.ended(name, self.core.close_session(ref, self.now_ms).released_sequence_count)
-        self.refuses({Reason.SESSION_UNKNOWN}, lambda: self.core.renew(ref, self.now_ms))
-
-    def ended(self, name: str, released: int) -> None:
-        session = self.sessions[name]
-        planned = session.planned()
-        assert released == len(planned.sequences)
-        for ticket in session.inflight:
-            self.doomed.setdefault(ticket, Reason.SESSION_UNKNOWN)
-        self.give_back(name, list(planned.blocks))
-        del self.sessions[name], self.expiry_ms[name]
-
-    def let_time_pass(self, random: Random) -> None:
-        executed["let_time_pass"] += 1
-        self.now_ms += random.choice([1, 10, TTL_MS // 3, TTL_MS // 3, TTL_MS])
-        over = [
-            name
-            for name, expiry_ms in self.expiry_ms.items()
-            if expiry_ms <= self.now_ms and not self.sessions[name].inflight
-        ]
-        if random.random() < 0.5 and over:
-            survivor = over.pop()
-            assert self.core.renew(self.ref(survivor), self.now_ms) == TTL_MS
-            self.renewed(survivor)
-        closed = self.core.expire(self.now_ms)
-        assert [each.session_id for each in closed] == over
-        for each in closed:
-            executed["expired"] += 1
-            self.ended(each.session_id, each.released_sequence_count)
-        idle = [ms for name, ms in self.expiry_ms.items() if not self.sessions[name].inflight]
-        assert self.core.next_expiry_ms() == min(idle, default=None)
-
-    # ---- steps ----
-
-    def step(self, random: Random) -> None:
-        executed["step"] += 1
-        name, session = self.pick(random)
-        room = [i for i, s in self.sessions.items() if len(s.inflight) < LIMITS.max_inflight_steps]
-        if room and random.random() < 0.9:
-            name = random.choice(room)
-            session = self.sessions[name]
-        planned = session.planned()
-        step = StepMaker(self.machine, planned, random).draw(session.next_step_number)
-        problems = self.rules.problems(planned, step)
-        if len(session.inflight) == LIMITS.max_inflight_steps:
-            problems = {Reason.TOO_MANY_INFLIGHT_STEPS}
-
-        def call() -> object:
-            return self.core.accept(name, session.epoch, step, self.now_ms)
-
-        if problems:
-            self.refuses(problems, call)
-            return
-        answer = call()
-        assert isinstance(answer, Accepted)
-        assert call() == InFlight(answer.ticket)
-        executed["accepted"] += 1
-        plan = self.core._state.tickets[answer.ticket]
-        executed["plain decodes"] += sum(map(bool, plan.decode_tails))
-        dead = failed_items(planned, step)
-        starts = self.machine.starts(planned, step, dead)
-        session.add(StepEvent(answer.ticket, step, dead, starts))
-        session.inflight.append(answer.ticket)
-        session.inflight_numbers.append(step.step_number)
-        session.next_step_number += 1
-        if not self.queued[name]:
-            self.order.append(name)
-        self.queued[name].append(answer.ticket)
-        self.owner[answer.ticket] = name
-        self.steps[name, step.step_number] = step
-        self.renewed(name)
-
-    def repeat(self, random: Random) -> None:
-        executed["repeat"] += 1
-        name, session = self.pick(random)
-        back, same = random.choice([-2, -1, 1, 2, 3, 4, 5, 6, 7]), random.random() < 0.7
-        number = session.next_step_number - back
-        step = self.steps.get((name, number), StepInput(number, b"never sent"))
-        if not same:
-            step = StepInput(number, b"other")
-
-        def call() -> object:
-            return self.core.accept(name, session.epoch, step, self.now_ms)
-
-        done = session.next_step_number - 1 - len(session.inflight)
-        if number < 1:
-            self.refuses({Reason.FIELD_INVALID}, call)
-        elif back < 0:
-            self.refuses({Reason.STEP_GAP}, call)
-        elif number <= done - LIMITS.stored_replies:
-            self.refuses({Reason.STEP_STALE}, call)
-        elif not same:
-            self.refuses({Reason.STEP_MISMATCH}, call)
-        else:
-            answer = call()
-            self.renewed(name)
-            if number <= done:
-                assert isinstance(answer, Replayed)
-                assert answer.reply is self.replies[name, number]
-                executed["replayed"] += 1
-            else:
-                assert answer == InFlight(session.inflight[number - done - 1])
-
-    def hand_out(self, random: Random) -> None:
-        executed["hand_out"] += 1
-        plan = self.core.next_plan(self.now_ms)
-        if plan is None:
-            assert not self.order
-            return
-        name = self.order.popleft()
-        assert plan.ticket == self.queued[name].popleft(), "one step of each session in turn"
-        if self.queued[name]:
-            self.order.append(name)
-        assert plan.cancelled == (plan.ticket in self.doomed)
-        if not plan.cancelled:
-            self.planned_ids[plan.ticket] = self.sessions[name].runnable(plan.ticket)
-            executed["overlapped"] += bool(self.handed_out)
-        self.handed_out.append(plan)
-
-    def outcome(self, random: Random) -> None:
-        executed["outcome"] += 1
-        plan = self.handed_out.popleft()
-        name = self.owner[plan.ticket]
-        fail = random.random() < 0.06
-        failing: set[int] = set()
-        if random.random() < 0.12:
-            handles = [*plan.decode_handles, *(entry.handle for entry in plan.entries)]
-            failing = {handle for handle in handles if random.random() < 0.3}
-        executed["restored"] += sum(new.generated_count > 0 for new in plan.registrations)
-        answer = self.engine.run(plan, random, failing, fail=fail)
-        ((ticket, reply),) = self.core.finish(answer, self.now_ms)
-        assert ticket == plan.ticket
-        session = self.sessions.get(name)
-        reason = self.doomed.pop(ticket, None)
-        self.settle_waiting(ticket)
-        if session is not None:
-            session.inflight.remove(ticket)
-            number = session.inflight_numbers.pop(0)
-            assert reply.step_number == number
-            self.replies[name, number] = reply
-            self.renewed(name)
-        if reason is not None:
-            assert reply.error is not None
-            assert reply.error.reason is reason
-            executed[f"doomed by {reason.name}"] += 1
-        elif fail and not plan.cancelled:
-            assert reply.error is not None
-            assert reply.error.reason is Reason.EXECUTION_FAILED
-            assert session is not None
-            self.doom(name, session, Reason.PREDECESSOR_FAILED)
-            executed["failed"] += 1
-        else:
-            assert session is not None
-            self.committed(session, plan, failing, reply)
-
-    def committed(
-        self, session: SessionModel, plan: StepPlan, failing: set[int], reply: StepReply
-    ) -> None:
-        """The rows read what they should have, and the reply says what came of it."""
-        assert reply.error is None
-        event = session.head()
-        expected = session.expected()
-        handles = [*plan.decode_handles, *(entry.handle for entry in plan.entries)]
-        running = self.planned_ids[plan.ticket]
-        assert len(handles) == len(running)
-        contents = self.engine.contents[plan.ticket]
-        failed: set[int] = set()
-        for sequence_id, handle in zip(running, handles, strict=True):
-            if sequence_id not in expected:
-                executed["failed after it was handed out"] += 1
-                continue
-            rows = expected[sequence_id]
-            if handle in failing or None in rows.contents:
-                failed.add(sequence_id)
-                executed["sequence failed"] += 1
-            else:
-                assert contents[handle] == rows.contents, "a row read something else"
-                executed["rows"] += len(rows.contents)
-        session.commit(failed)
-        view = session.committed()
-        good = {i for i in expected if i not in failed}
-        assert list(reply.token_ids) == [
-            expected[i].token if i in good else FAILED_TOKEN for i in event.step.decode_ids
-        ]
-        bad = [i for i in event.step.decode_ids if i not in good]
-        assert [each.sequence_id for each in reply.details] == bad
-        assert all(each.row.failure is not None for each in reply.details)
-        for item, result in zip(event.step.items, reply.items, strict=True):
-            assert result.sequence_id == item.sequence_id
-            if item.sequence_id in good:
-                assert result.row.token == expected[item.sequence_id].token
-                assert result.position == expected[item.sequence_id].position
-            elif item.row_count or item.sequence_id in event.dead:
-                assert result.row.failure is not None
-                sequence = view.sequences.get(item.sequence_id)
-                if sequence is not None and sequence.failed:
-                    assert result.position == sequence.position
-        executed["committed"] += 1
-
-    # ---- always ----
-
-    @invariant()
-    def agrees(self) -> None:
-        self.core.check_integrity()
-        assert self.core.free_blocks_by_group() == tuple(self.free)
-        assert self.core.session_count() == len(self.sessions)
-        assert self.core.queued_count() == sum(map(len, self.queued.values()))
-        for name, session in self.sessions.items():
-            if self.acts % 3 == 0:
-                self.renewed(name)
-                self.same_session(name, session)
-                self.same_plans(name, session)
-
-    def same_session(self, name: str, session: SessionModel) -> None:
-        snapshot = self.core.get_session(
-            self.ref(name), self.now_ms, include_tables=True, include_tokens=True
-        )
-        view = session.committed()
-        assert snapshot.next_step_number == session.next_step_number
-        assert list(snapshot.inflight_step_numbers) == session.inflight_numbers
-        leased = {(g, b) for g, ids in snapshot.leased_blocks.items() for b in ids}
-        assert leased == set(view.blocks)
-        assert [each.sequence_id for each in snapshot.sequences] == sorted(view.sequences)
-        for each in snapshot.sequences:
-            known = view.sequences[each.sequence_id]
-            assert each.position == known.position, f"{name}: sequence {each.sequence_id}"
-            assert list(each.token_ids) == known.tokens
-            assert each.token_count == len(known.tokens)
-            assert each.tables == {g: table for g, table in enumerate(known.tables) if table}
-            assert (each.failure is not None) == known.failed
-
-    def same_plans(self, name: str, session: SessionModel) -> None:
-        """What the core counts on, were every accepted step to commit."""
-        planned = session.planned()
-        held = self.core._state.sessions[name]
-        filled = {(b.group, b.block_id): b.filled for group in held.blocks for b in group.values()}
-        expected = {key: len(contents) for key, contents in planned.blocks.items()}
-        assert filled == expected, dict(filled.items() ^ expected.items())
-        for sequence_id, known in planned.sequences.items():
-            sequence = held.sequences[sequence_id]
-            assert sequence.planned == known.position
-            assert sequence.known == len(known.tokens)
-            assert sequence.given == known.given
+EVERY = [
+    "committed",
+    "failed",
+    "sequence_failed",
+    "failed_after_it_was_handed_out",
+    "overlapped",
+    "replayed",
+    "expired",
+    "doomed_by_EPOCH_STALE",
+    "doomed_by_PREDECESSOR_FAILED",
+    "doomed_by_SESSION_UNKNOWN",
+    "SESSION_UNKNOWN",
+    "EPOCH_STALE",
+    "SEQUENCE_UNKNOWN",
+    "SEQUENCE_EXISTS",
+    "BLOCK_NOT_LEASED",
+    "BLOCK_IN_USE",
+    "BLOCK_SHARED",
+    "BLOCK_HOLE",
+    "BLOCK_UNFILLED",
+    "TABLE_TOO_SHORT",
+    "SLOT_CONFLICT",
+    "POSITION_INVALID",
+    "NO_FREE_BLOCKS",
+    "TOO_MANY_INFLIGHT_STEPS",
+    "STEP_GAP",
+    "STEP_MISMATCH",
+    "STEP_STALE",
+    "LIMIT_EXCEEDED",
+    "stepped_back",
+    "plain_decodes",
+    "restored",
+]
+"""What must have happened in a run of full length, each at least once."""
 
 
 def test_the_core_does_what_the_model_says() -> None:
@@ -538,5 +75,5 @@ def test_the_core_does_what_the_model_says() -> None:
         )
         round_number += 1
     print(dict(executed.most_common()))
-    rare = [name for name in EVERY if executed[name] == 0]
+    rare = [name for name in EVERY if executed[name.replace("_", " ")] + executed[name] == 0]
     assert not rare or RULES < 100_000, f"never happened: {rare}"

@@ -15,7 +15,9 @@ def send(client: Client, number: int, digest: bytes = b"same") -> object:
     return client.core.accept(client.ref.session_id, client.ref.epoch, StepInput(number, digest), 0)
 
 
-def refuse(client: Client, reason: Reason, number: int, expected: int, digest: bytes = b"same") -> None:
+def refuse(
+    client: Client, reason: Reason, number: int, expected: int, digest: bytes = b"same"
+) -> None:
     error = refused(client.core, reason, None, lambda: send(client, number, digest))
     assert error.metadata == {"expected_step_number": str(expected)}
 

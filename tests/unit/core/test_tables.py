@@ -32,8 +32,10 @@ def test_ids_in_tables_are_named_where_they_are_wrong(
 ) -> None:
     client.run(new_sequences=[NewSequence(1, [1])])
     for block_id, reason in (
-        (foreign, Reason.BLOCK_NOT_LEASED), (16, Reason.BLOCK_NOT_LEASED), (17, Reason.FIELD_INVALID),
-    ):  # fmt: skip
+        (foreign, Reason.BLOCK_NOT_LEASED),
+        (16, Reason.BLOCK_NOT_LEASED),
+        (17, Reason.FIELD_INVALID),
+    ):
         tables = {0: [blocks[0], 0, block_id]}
         tail = "tables[0].block_ids[2]"
         client.refuse(reason, f"items[0].append.{tail}", items=[change(1, append=tables)])
@@ -86,9 +88,10 @@ def test_a_window_reads_no_further_back(windowed: Client) -> None:
 def test_a_window_needs_only_what_it_reads(windowed: Client) -> None:
     full, window = windowed.allocate(4, 4).values()
     windowed.prefill(1, 8, {0: full[:3], 1: window[:3]})
-    tables = {0: full[:2] + [full[3]], 1: [0, window[1], window[3]]}
+    tables = {0: [*full[:2], full[3]], 1: [0, window[1], window[3]]}
     windowed.run(
-        new_sequences=[NewSequence(2, [*range(1, 9), 50], tables)], items=[rows(2, 1, 8, sample=True)]
+        new_sequences=[NewSequence(2, [*range(1, 9), 50], tables)],
+        items=[rows(2, 1, 8, sample=True)],
     )
     assert windowed.run(decode_ids=[2]).token_ids == [50]
 
@@ -113,7 +116,9 @@ def test_a_shared_block_may_be_read_but_not_written(client: Client, blocks: list
 
 def test_a_block_twice_in_one_table_is_shared(client: Client, blocks: list[int]) -> None:
     new = NewSequence(1, range(1, 9), {0: [blocks[0], blocks[0]]})
-    client.refuse(Reason.BLOCK_SHARED, "items[0].row_count", new_sequences=[new], items=[rows(1, 4)])
+    client.refuse(
+        Reason.BLOCK_SHARED, "items[0].row_count", new_sequences=[new], items=[rows(1, 4)]
+    )
 
 
 def test_copy_on_write_in_one_step(client: Client, blocks: list[int]) -> None:
@@ -149,11 +154,13 @@ def test_a_copy_is_computed_as_far_as_its_source(client: Client, blocks: list[in
     a, b, c, d = blocks[:4]
     client.prefill(1, 6, {0: [a, b]})
     client.run(copies=[(0, b, c), (0, a, b), (0, c, d)])
-    client.refuse(Reason.BLOCK_UNFILLED, "items[0].start_position",
-                  items=[rows(1, 1, 5, replace={0: [a, d]})])  # fmt: skip
+    client.refuse(
+        Reason.BLOCK_UNFILLED, "items[0].start_position", items=[rows(1, 1, 5, replace={0: [a, d]})]
+    )
     client.run(items=[rows(1, 1, 6, replace={0: [a, c]})])
-    client.refuse(Reason.BLOCK_UNFILLED, "items[0].start_position",
-                  copies=[(0, d, a)], items=[rows(1, 1, 5)])  # fmt: skip
+    client.refuse(
+        Reason.BLOCK_UNFILLED, "items[0].start_position", copies=[(0, d, a)], items=[rows(1, 1, 5)]
+    )
 
 
 def test_copying_over_a_block_that_is_decoded_stops_the_plain_path(
@@ -161,8 +168,11 @@ def test_copying_over_a_block_that_is_decoded_stops_the_plain_path(
 ) -> None:
     client.prefill(1, 6, {0: blocks[:2]})
     client.refuse(
-        Reason.BLOCK_UNFILLED, "decode_sequence_ids[0]", copies=[(0, blocks[5], blocks[1])], decode_ids=[1]
-    )  # fmt: skip
+        Reason.BLOCK_UNFILLED,
+        "decode_sequence_ids[0]",
+        copies=[(0, blocks[5], blocks[1])],
+        decode_ids=[1],
+    )
 
 
 def test_preempting_and_resuming(client: Client, blocks: list[int]) -> None:
@@ -223,4 +233,7 @@ def test_what_the_engine_hears_of_tables(windowed: Client) -> None:
     windowed.accept(items=[Item(1, replace={0: [full[3]]})])
     third = windowed.core.next_plan(0)
     assert third is not None
-    assert third.table_updates == [TableUpdate(handle, 0, 0, [full[3]], 1), TableUpdate(handle, 1, 0, [], 0)]
+    assert third.table_updates == [
+        TableUpdate(handle, 0, 0, [full[3]], 1),
+        TableUpdate(handle, 1, 0, [], 0),
+    ]
