@@ -28,6 +28,7 @@ from mlxrt.server.lifecycle import ExitCode, Lifecycle, ServerState, draining
 from mlxrt.server.listening import bind
 from mlxrt.server.reaper import Reaper, monotonic_ms
 from mlxrt.server.runtime import Runtime, build_runtime
+from mlxrt.server.summary import Summary
 from mlxrt.server.tuning import tune_garbage_collector
 
 INSTANCE_ID_BYTES = 16
@@ -84,7 +85,7 @@ class Server:
         self._drain = Drain(self.lifecycle, settings.drain_seconds)
         self._drain_wanted = asyncio.Event()
         self._lost = asyncio.Event()
-        self._reaping: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._grpc = grpc.aio.server(options=channel_options(self._limits.max_message_bytes))
 
     async def start(self) -> None:
@@ -168,7 +169,11 @@ class Server:
             self._on_lost(defect("loading", error))
             return
         reaper = Reaper(self.runtime, self._limits.default_lease_ttl_ms)
-        self._reaping = asyncio.get_running_loop().create_task(reaper.run())
+        loop = asyncio.get_running_loop()
+        self._tasks += [
+            loop.create_task(reaper.run()),
+            loop.create_task(Summary(self.runtime).run()),
+        ]
         self.lifecycle.move_to(ServerState.SERVING)
         _log.info(
             "serving", model=facts.model_name, device=description.device,
@@ -195,8 +200,8 @@ class Server:
         return ExitCode(int(loss.metadata.get("exit_code", ExitCode.MODEL)))
 
     async def _stop(self, loss: MlxrtError | None) -> None:
-        if self._reaping is not None:
-            self._reaping.cancel()
+        for task in self._tasks:
+            task.cancel()
         self._streams.close_all(loss if loss is not None else draining())
         self._health.close()
         if loss is None:

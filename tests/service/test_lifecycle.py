@@ -18,6 +18,7 @@ from mlxrt_client.v1 import error_pb2, model_pb2, session_pb2, step_pb2
 
 from mlxrt.errors import MlxrtError, Reason
 from mlxrt.server import ExitCode, ServerState
+from mlxrt.server.summary import Summary
 from mlxrt.testing import FakeEngine, FakeFaults
 
 PROMPT = [5, 9, 2, 77, 1023]
@@ -204,6 +205,29 @@ def test_a_failed_load_exits_with_its_code(
     engine = FakeEngine(threaded=True, faults=FakeFaults(load_error=error))
     server = launch(engine)
     assert server.exit_code.result(10) is code
+
+
+def test_a_core_that_breaks_a_promise_stops_everything(launch: Callable[..., Any]) -> None:
+    server = launch()
+    session = server.open()
+    session.start(1, PROMPT)
+
+    def broken(*_: object) -> None:
+        raise AssertionError("an invariant does not hold")
+
+    server.on_loop(lambda: setattr(server.server.runtime.dispatcher, "_finish", broken))
+    reply = session.step(decode_sequence_ids=[1])
+    assert reply.error.reason == error_pb2.ERROR_REASON_DEVICE_LOST
+    assert "invariant" not in reply.error.message
+    assert server.exit_code.result(10) is ExitCode.DEVICE_LOST
+
+
+def test_the_summary_tells_news_alone(launch: Callable[..., Any]) -> None:
+    server = launch()
+    summary = server.on_loop(lambda: Summary(server.server.runtime))
+    assert not server.on_loop(summary.tell)
+    server.open().start(1, PROMPT)
+    assert server.on_loop(summary.tell) and not server.on_loop(summary.tell)
 
 
 def test_an_engine_that_never_closes_is_left_behind(
