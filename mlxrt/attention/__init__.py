@@ -1,4 +1,6 @@
-"""What a layer's `cache=` argument is: paged KV layers and the seam that leads mlx-lm's attention to them."""
+"""What a layer's `cache=` argument is: paged KV layers and the seam that leads mlx-lm's attention
+to them.
+"""
 
 from mlxrt.attention.choice import AttentionChoice, ChosenPath, choose_path
 from mlxrt.attention.gather import GatherPath

@@ -1,8 +1,9 @@
-"""The gather path: plain MLX, the reference that the native path is tested against and the fallback.
+"""The gather path: plain MLX, the reference that the native path is tested against and the
+fallback.
 
-Its cost: each layer gathers the whole context of each sequence before attention, and one attention call runs per
-sequence. Its functional write is in place only while nothing else holds the pool's buffer, so the engine launches a step
-on this path only after the step before has ended.
+Its cost: each layer gathers the whole context of each sequence before attention, and one attention
+call runs per sequence. Its functional write is in place only while nothing else holds the pool's
+buffer, so the engine launches a step on this path only after the step before has ended.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class _Segment:
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A step as this path needs it: the slot of each real row as `(block, offset)`, and the sequences one by one."""
+    """A step as this path needs it: the slot of each real row as `(block, offset)`, and the
+    sequences one by one.
+    """
 
     blocks: mx.array
     offsets: mx.array
@@ -41,8 +44,8 @@ class _Prepared:
 class GatherPath:
     """Gathers a sequence's blocks, cuts them at its context and calls mlx's own attention.
 
-    Positions at or past the context are cut off before any arithmetic, so whatever a former owner left there (NaN
-    included) has no effect.
+    Positions at or past the context are cut off before any arithmetic, so whatever a former owner
+    left there (NaN included) has no effect.
     """
 
     name = "gather"
@@ -120,7 +123,9 @@ class GatherPath:
 
 
 def _new_handle(pool: mx.array) -> mx.array:
-    """The same array under a Python object of its own: assigning to it leaves the caller's object as it was."""
+    """The same array under a Python object of its own: assigning to it leaves the caller's object
+    as it was.
+    """
     return pool.reshape(pool.shape)
 
 

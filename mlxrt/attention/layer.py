@@ -1,4 +1,6 @@
-"""A layer's KV in the paged pool, with the interface that mlx-lm's attention modules expect of a cache."""
+"""A layer's KV in the paged pool, with the interface that mlx-lm's attention modules expect of a
+cache.
+"""
 
 from __future__ import annotations
 

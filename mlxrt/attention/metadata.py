@@ -19,7 +19,8 @@ class HostRows:
     Attributes:
         positions: [T] int32; 0 in padding rows.
         slots: [T] int64, `block id * block_size + offset`; -1 in padding rows.
-        query_start: [S + 1] int32, first row of each sequence; the last entry counts the rows without padding.
+        query_start: [S + 1] int32, first row of each sequence; the last entry counts the rows
+            without padding.
         context_len: [S] int32, positions that the last row of each sequence sees.
         block_tables: [S, W] int32; entries at or past a sequence's context are never followed.
         block_size: positions in a block.

@@ -20,7 +20,8 @@ class AttendCounts:
 
 
 class AttentionPath(Protocol):
-    """How KV rows reach the pool and how queries read it. All methods only build graph; the engine's thread calls them.
+    """How KV rows reach the pool and how queries read it. All methods only build graph; the
+    engine's thread calls them.
 
     Symbols: T rows of the step, Hq query heads, Hkv KV heads, D head width; a pool array is
     `[num_blocks, block_size, Hkv, D]`.
@@ -37,7 +38,9 @@ class AttentionPath(Protocol):
     def write(
         self, keys: mx.array, values: mx.array, new: tuple[mx.array, mx.array], prepared: Any
     ) -> tuple[mx.array, mx.array]:
-        """Writes `new`, K and V rows `[T, Hkv, D]`, to the step's slots; returns the pool's new handles."""
+        """Writes `new`, K and V rows `[T, Hkv, D]`, to the step's slots; returns the pool's new
+        handles.
+        """
 
     def attend(
         self,
@@ -54,4 +57,6 @@ class AttentionPath(Protocol):
     def copy_blocks(
         self, pools: Sequence[mx.array], sources: mx.array, destinations: mx.array
     ) -> list[mx.array]:
-        """Copies blocks in each array, all sources read before any is written; ids int32. Returns the new handles."""
+        """Copies blocks in each array, all sources read before any is written; ids int32. Returns
+        the new handles.
+        """

@@ -26,7 +26,8 @@ class LayerShape:
 def allocate_pool(
     shapes: Sequence[LayerShape], num_blocks: int, block_size: int, *, poison: bool
 ) -> list[tuple[mx.array, mx.array]]:
-    """Allocates and evaluates one K and one V array per layer, on the calling (the engine's) thread.
+    """Allocates and evaluates one K and one V array per layer, on the calling (the engine's)
+    thread.
 
     Args:
         poison: fill with NaN, to prove that nothing past a context is ever multiplied.

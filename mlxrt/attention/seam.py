@@ -1,7 +1,7 @@
 """The seam: mlx-lm's module-level attention function, taught to ask a paged layer.
 
-mlx-lm's modules import `scaled_dot_product_attention` by name, so it is replaced in the module of each class found in the
-model. For any other cache the original runs, with the same arguments.
+mlx-lm's modules import `scaled_dot_product_attention` by name, so it is replaced in the module of
+each class found in the model. For any other cache the original runs, with the same arguments.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def install_seam(model: Module) -> tuple[str, ...]:
 
 
 def uninstall_seam(model: Module) -> None:
-    """Puts the originals back. Idempotent. No engine may run a model of the same classes any more."""
+    """Puts the originals back; no engine may run a model of the same classes. Idempotent."""
     with _lock:
         for module in _modules_of(model):
             function = getattr(module, _NAME)
@@ -56,7 +56,7 @@ def uninstall_seam(model: Module) -> None:
 
 def _modules_of(model: Module) -> list[ModuleType]:
     """Python modules of the model's classes that hold the function."""
-    names = sorted({type(part).__module__ for part in model.modules()})
+    names = sorted({type(part).__module__ for part in model.modules()})  # type: ignore[no-untyped-call]
     return [sys.modules[name] for name in names if hasattr(sys.modules[name], _NAME)]
 
 

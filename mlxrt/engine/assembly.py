@@ -1,4 +1,6 @@
-"""Loads a model and lays out its memory: everything between a config and a runner that is warm. The engine's thread only."""
+"""Loads a model and lays out its memory: everything between a config and a runner that is warm. The
+engine's thread only.
+"""
 
 from __future__ import annotations
 
@@ -77,8 +79,8 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
     )
     device = current_device()
     if device.kind == "cpu":
-        # There mx.compile calls a C++ compiler at run time, or does nothing where none is installed; it gains nothing
-        # and changes no bit.
+        # There mx.compile calls a C++ compiler at run time, or does nothing where none is
+        # installed; it gains nothing and changes no bit.
         mx.disable_compile()
     chosen = choose_path(AttentionChoice(config.attention))
     dtype = _dtype(config, device)
@@ -89,7 +91,8 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
     gather = chosen.path.name == "gather"
     shape = _step_shape(checkpoint, config, dtype, max_length, buckets, gather)
     plan = _plan(checkpoint, config, device, dtype, shape)
-    # What is freed and not reused at once would else pile up; a step's worth of it is worth keeping.
+    # What is freed and not reused at once would else pile up; a step's worth of it is worth
+    # keeping.
     mx.set_cache_limit(plan.step_bytes)
     progress(0.05, f"loading {plan.weight_bytes >> 20} MiB of weights")
     model = load_model(checkpoint, dtype)
@@ -140,7 +143,9 @@ def _widths(config: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def _item_bytes(checkpoint: Checkpoint, dtype: mx.Dtype | None) -> int:
-    """Width of an activation: the cast type's, else the widest floating-point type in the checkpoint."""
+    """Width of an activation: the cast type's, else the widest floating-point type in the
+    checkpoint.
+    """
     if dtype is not None:
         return dtype.size
     types = {tensor.dtype for tensor in checkpoint.tensors.values()}
@@ -200,11 +205,13 @@ def _check_shape(shape: ModelShape, checkpoint: Checkpoint, plan: MemoryPlan) ->
     block_bytes = sum(layer.block_bytes(plan.block_size) for layer in shape.layers)
     if block_bytes != plan.block_bytes:
         raise ModelError(
-            f"{checkpoint.folder}: a block takes {block_bytes} bytes, {plan.block_bytes} planned from the config"
+            f"{checkpoint.folder}: a block takes {block_bytes} bytes, "
+            f"{plan.block_bytes} planned from the config"
         )
     if shape.vocabulary_size != checkpoint.config["vocab_size"]:
         raise ModelError(
-            f"{checkpoint.folder}: {shape.vocabulary_size} logits, vocab_size {checkpoint.config['vocab_size']}"
+            f"{checkpoint.folder}: {shape.vocabulary_size} logits, "
+            f"vocab_size {checkpoint.config['vocab_size']}"
         )
 
 

@@ -1,6 +1,7 @@
 """From a plan to the arrays of its step, in host memory.
 
-Symbols: S sequences with rows, T rows, Tb rows after padding, K selected rows (they sample, or answer logits).
+Symbols: S sequences with rows, T rows, Tb rows after padding, K selected rows (they sample, or
+answer logits).
 """
 
 from __future__ import annotations
@@ -90,7 +91,8 @@ def build_batch(
 ) -> Batch | None:
     """Lays out the rows of `plan`, whose changes are applied already; None where it has no rows.
 
-    Writes explicit tokens and the codes of the tokens to be sampled into the mirrors; `undo_batch` takes both back.
+    Writes explicit tokens and the codes of the tokens to be sampled into the mirrors; `undo_batch`
+    takes both back.
     """
     entries = [entry for entry in plan.entries if entry.count]
     decode_count = len(plan.decode_handles)
@@ -163,7 +165,9 @@ def undo_batch(batch: Batch, mirrors: SequenceMirrors) -> None:
 
 @dataclass(slots=True)
 class _Selection:
-    """Which sequences are selected, which of the selected sample or answer logits, and where each entry stands."""
+    """Which sequences are selected, which of the selected sample or answer logits, and where each
+    entry stands.
+    """
 
     sequences: list[int]
     sampled: list[int]

@@ -18,8 +18,8 @@ class Device:
     Attributes:
         kind: "cpu", "metal" or "cuda".
         name: as MLX gives it; empty where it gives none.
-        memory_bytes: what this process may count on: the recommended working set on Metal, free memory on CUDA, physical
-            memory, or the container's share of it, on a CPU.
+        memory_bytes: what this process may count on: the recommended working set on Metal, free
+            memory on CUDA, physical memory, or the container's share of it, on a CPU.
     """
 
     kind: str

@@ -12,17 +12,22 @@ class EngineConfig:
 
     Attributes:
         model: a local folder, a Hugging Face hub name, or "bundled".
-        dtype: type of activations, keys and values; "auto" is float32 on a CPU, else the checkpoint's own.
+        dtype: type of activations, keys and values; "auto" is float32 on a CPU, else the
+            checkpoint's own.
         attention: "auto" is native where the extension can be loaded.
         block_size: positions in a block, 1 to 256.
-        num_blocks: blocks of the pool, block 0 included, at least 2; None for as many as the memory plan allows.
-        memory_fraction: share of the device's memory that weights, pool and steps may take, above 0, to 1.
+        num_blocks: blocks of the pool, block 0 included, at least 2; None for as many as the memory
+            plan allows.
+        memory_fraction: share of the device's memory that weights, pool and steps may take, above
+            0, to 1.
         max_model_length: positions of one sequence; the model's own length, where shorter, wins.
-        max_step_rows, max_step_sequences, max_logits_rows: the largest step, for the memory plan and the warm-up.
-        row_buckets: ascending row counts that a forward is padded up to; a larger step is not padded. Empty for no
-            padding; None for the device's default (none on a CPU).
+        max_step_rows, max_step_sequences, max_logits_rows: the largest step, for the memory plan
+            and the warm-up.
+        row_buckets: ascending row counts that a forward is padded up to; a larger step is not
+            padded. Empty for no padding; None for the device's default (none on a CPU).
         poison_pool: fill the pool with NaN at start, as tests do.
-        accept_dropped_semantics: compute as mlx-lm does even where it ignores a field of the checkpoint's config.
+        accept_dropped_semantics: compute as mlx-lm does even where it ignores a field of the
+            checkpoint's config.
     """
 
     model: str

@@ -20,7 +20,8 @@ class Flight:
     Attributes:
         batch: its rows; None without any.
         graph: None where the plan has no device work, or failed before it was launched.
-        snapshot: the pool's handles as they were before the step; dropped at launch where they would force a copy.
+        snapshot: the pool's handles as they were before the step; dropped at launch where they
+            would force a copy.
         failure: set once it is known that the step failed.
         watched_error: what waiting for the step in another thread raised.
         ended: set, by any thread, once the device has ended the step.

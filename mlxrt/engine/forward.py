@@ -1,4 +1,6 @@
-"""Builds the lazy graph of a step: copies, forward, sampling. Nothing here evaluates. Owned by the engine's thread."""
+"""Builds the lazy graph of a step: copies, forward, sampling. Nothing here evaluates. Owned by the
+engine's thread.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ class StepGraph:
     Attributes:
         sampled: tokens and what else was asked for; None where no row is selected.
         logits: [n, V] float32 of the rows that answer them; None without any.
-        witness: one element of the last layer's pool, so that a step without tokens can be waited for.
+        witness: one element of the last layer's pool, so that a step without tokens can be waited
+            for.
     """
 
     sampled: Sampled | None
@@ -106,7 +109,9 @@ class Forward:
         return StepGraph(sample(logits, sampling, unread), answered, None)
 
     def _check_seam(self) -> None:
-        """Raises RuntimeError unless every layer attended: without the seam a model would compute something else."""
+        """Raises RuntimeError unless every layer attended: without the seam a model would compute
+        something else.
+        """
         attended = sum(binding.attended for binding in self._bindings)
         if attended != len(self.layers):
             raise RuntimeError(f"{attended} of {len(self.layers)} layers attended to the pool")

@@ -1,4 +1,6 @@
-"""Plans the memory before anything is loaded: weights + pool + worst step within the limit, or a refusal with the numbers."""
+"""Plans the memory before anything is loaded: weights + pool + worst step within the limit, or a
+refusal with the numbers.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ CPU_POOL_BYTES_MAX = 1 << 30
 """Largest pool that the plan itself chooses on a CPU; `num_blocks` may ask for more."""
 
 _BLOCKS_MIN = 2
-# Arrays of a step that live at once beyond the ones counted: neighbours in the graph, and the next step's inputs.
+# Arrays of a step that live at once beyond the ones counted: neighbours in the graph, and the next
+# step's inputs.
 _OVERLAP = 2
 
 

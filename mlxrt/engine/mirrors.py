@@ -1,8 +1,9 @@
-"""What the engine remembers of each sequence: tokens, block tables and sampling rules, in dense arrays.
+"""What the engine remembers of each sequence: tokens, block tables and sampling rules, in dense
+arrays.
 
-Every sequence has a row in arrays that all sequences share, so that a step's metadata are a few vectorised look-ups.
-A token that is still on the device stands in the arrays as a negative code, which names its place in the tokens of the step
-that samples it. Owned by the engine's thread.
+Every sequence has a row in arrays that all sequences share, so that a step's metadata are a few
+vectorised look-ups. A token that is still on the device stands in the arrays as a negative code,
+which names its place in the tokens of the step that samples it. Owned by the engine's thread.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ IndexArray = NDArray[np.int64]
 
 
 def encode_pending(indices: IndexArray, parity: int) -> IntArray:
-    """Codes of tokens that a step samples at `indices`; steps that are unread at the same time differ in `parity`."""
+    """Codes of tokens that a step samples at `indices`; steps that are unread at the same time
+    differ in `parity`.
+    """
     return (-1 - indices - parity * _CODE_STRIDE).astype(np.int32)
 
 
@@ -36,7 +39,9 @@ def decode_pending(codes: IntArray, parity: int) -> IntArray:
 
 @dataclass(slots=True)
 class Overwrite:
-    """Tokens that a step replaced, kept until it has ended: `before[i]` stood at `(rows[i], positions[i])`."""
+    """Tokens that a step replaced, kept until it has ended: `before[i]` stood at `(rows[i],
+    positions[i])`.
+    """
 
     handles: list[int]
     rows: IndexArray
@@ -116,7 +121,9 @@ class SequenceMirrors:
     def overwrite(
         self, handles: list[int], rows: IndexArray, positions: IndexArray, tokens: IntArray
     ) -> Overwrite:
-        """Puts `tokens` at `(rows, positions)`; `handles` are the owners, one per token. Returns what stood there."""
+        """Puts `tokens` at `(rows, positions)`; `handles` are the owners, one per token. Returns
+        what stood there.
+        """
         before = self.tokens[rows, positions]
         self.tokens[rows, positions] = tokens
         return Overwrite(handles, rows, positions, before)
@@ -135,7 +142,7 @@ class SequenceMirrors:
         self.tokens[rows, positions] = overwrite.before[kept]
 
     def resolve(self, overwrite: Overwrite, codes: IntArray, values: IntArray) -> None:
-        """Replaces the codes that `overwrite` put there by the tokens read, where they still stand."""
+        """Replaces the codes that `overwrite` put there, where they still stand, by the tokens."""
         rows, positions = overwrite.rows, overwrite.positions
         standing = self.tokens[rows, positions] == codes
         self.tokens[rows[standing], positions[standing]] = values[standing]
@@ -156,7 +163,7 @@ class SequenceMirrors:
 
 
 def resolve_before(overwrite: Overwrite, parity: int, values: IntArray) -> None:
-    """Replaces, in what a later step would put back, the codes of the step that has now been read."""
+    """Replaces the codes of a step that was read, in what a later step would put back."""
     indices = -1 - overwrite.before.astype(np.int64) - parity * _CODE_STRIDE
     coded = (overwrite.before < 0) & (indices >= 0) & (indices < len(values))
     overwrite.before[coded] = values[indices[coded]]

@@ -1,7 +1,8 @@
-"""The MLX engine: one thread that owns everything of MLX's, and one that only waits for launched steps.
+"""The MLX engine: one thread that owns everything of MLX's, and one that only waits for launched
+steps.
 
-Other threads hand plans in and hear outcomes; they touch no array. Importing this module imports no mlx: the engine's thread
-does, after the environment that MLX reads has been prepared.
+Other threads hand plans in and hear outcomes; they touch no array. Importing this module imports no
+mlx: the engine's thread does, after the environment that MLX reads has been prepared.
 """
 
 from __future__ import annotations
@@ -107,7 +108,9 @@ class MlxEngine:
 
     @property
     def path_reason(self) -> str:
-        """Why `auto` did not take the native attention path; empty where it did, or was not asked to."""
+        """Why `auto` did not take the native attention path; empty where it did, or was not asked
+        to.
+        """
         return self._path_reason
 
     def _beat(self) -> None:
@@ -186,7 +189,9 @@ class MlxEngine:
                 self._answer([runner.finish()], listener)
 
     def _next_plan(self, flights: deque[Flight]) -> StepPlan | None:
-        """Waits for a plan, or for the oldest flight to end; None for the latter, and when closed and empty."""
+        """Waits for a plan, or for the oldest flight to end; None for the latter, and when closed
+        and empty.
+        """
         watched = None
         with self._changed:
             while not self._inbox:
@@ -205,7 +210,9 @@ class MlxEngine:
             return self._inbox.popleft()
 
     def _must_finish(self, flights: deque[Flight]) -> bool:
-        """Whether nothing can be gained by looking for another plan before the oldest flight is read."""
+        """Whether nothing can be gained by looking for another plan before the oldest flight is
+        read.
+        """
         if flights[0].ended or not flights[0].on_device:
             return True
         with self._changed:
@@ -220,7 +227,8 @@ class MlxEngine:
 class _Watcher:
     """A thread that waits for one launched step at a time and says when it has ended.
 
-    It reads an array that the engine's thread has launched, which any thread may do, and touches nothing else.
+    It reads an array that the engine's thread has launched, which any thread may do, and touches
+    nothing else.
     """
 
     def __init__(self, changed: threading.Condition) -> None:
@@ -268,7 +276,9 @@ class _Watcher:
 
 
 def _load_failure(error: Exception) -> MlxrtError:
-    """What the listener hears of a load that failed; metadata `exit_code` is the code that the server exits with."""
+    """What the listener hears of a load that failed; metadata `exit_code` is the code that the
+    server exits with.
+    """
     from mlxrt.engine.memory_plan import DoesNotFitError
 
     code = EXIT_MODEL

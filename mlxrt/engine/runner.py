@@ -1,7 +1,7 @@
 """Runs plans one after the other: build, launch, read. Owned by the engine's thread.
 
-A step is built while the one before may be running; its tokens come from there as lazy arrays. Each step is one lazy graph
-and one `async_eval`.
+A step is built while the one before may be running; its tokens come from there as lazy arrays. Each
+step is one lazy graph and one `async_eval`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class StepRunner:
         self._forward.path.counts = AttendCounts()
 
     def begin(self, plan: StepPlan) -> list[StepOutcome]:
-        """Builds and launches a plan; returns the outcomes that had to be read before it could be launched.
+        """Builds and launches a plan; returns the outcomes that had to be read before it could be
+        launched.
 
         Raises:
             DeviceLostError: the device failed.
@@ -223,7 +224,9 @@ class StepRunner:
         return row
 
     def _spread_row_failures(self, flight: Flight, outcome: StepOutcome) -> int:
-        """Fails the later rows of a sequence that failed alone, and counts the failed rows of this step."""
+        """Fails the later rows of a sequence that failed alone, and counts the failed rows of this
+        step.
+        """
         rows = dict(outcome.decode_details)
         decode_count = len(flight.plan.decode_handles)
         failed = {

@@ -1,4 +1,6 @@
-"""Runs every bucket once before the first client does, so that no step waits for a kernel to be built."""
+"""Runs every bucket once before the first client does, so that no step waits for a kernel to be
+built.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ def warm_up(
 ) -> None:
     """Runs a decode and a prefill of each bucket's rows; without buckets of a few row counts.
 
-    All rows lie in block 0, which no sequence ever reads. The runner's counters start anew afterwards.
+    All rows lie in block 0, which no sequence ever reads. The runner's counters start anew
+    afterwards.
 
     Raises:
         DeviceLostError: a step failed.
@@ -29,7 +32,9 @@ def warm_up(
 
 
 def _run(runner: StepRunner, counts: list[int], block_size: int) -> None:
-    """One step with a sequence for each of `counts`, all of its rows sampled as a client's would be."""
+    """One step with a sequence for each of `counts`, all of its rows sampled as a client's would
+    be.
+    """
     handles = [-1 - index for index in range(len(counts))]
     block_counts = [-(-count // block_size) for count in counts]
     plan = StepPlan(

@@ -1,4 +1,6 @@
-"""Which of mlx-lm's families run, how a checkpoint is loaded and what is checked before. Importing this imports no mlx."""
+"""Which of mlx-lm's families run, how a checkpoint is loaded and what is checked before. Importing
+this imports no mlx.
+"""
 
 from mlxrt.models.checkpoint import Checkpoint, read_checkpoint
 from mlxrt.models.errors import ModelError

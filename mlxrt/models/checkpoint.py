@@ -18,7 +18,9 @@ _HEADER_BYTES_MAX = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor of a checkpoint: safetensors' name of its type, number of elements, bytes in the file."""
+    """One tensor of a checkpoint: safetensors' name of its type, number of elements, bytes in the
+    file.
+    """
 
     dtype: str
     element_count: int
@@ -32,7 +34,8 @@ class Checkpoint:
     Attributes:
         config: config.json, with generation_config.json's end tokens where it names some.
         tensors: by name, over all weight files.
-        fingerprint: SHA-256, hexadecimal, over config.json and the names and sizes of the weight files.
+        fingerprint: SHA-256, hexadecimal, over config.json and the names and sizes of the weight
+            files.
     """
 
     folder: Path

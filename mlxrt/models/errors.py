@@ -4,4 +4,6 @@ from __future__ import annotations
 
 
 class ModelError(Exception):
-    """The model can't be loaded or served; the message says what is at fault and, where there is one, the way out."""
+    """The model can't be loaded or served; the message says what is at fault and, where there is
+    one, the way out.
+    """

@@ -1,7 +1,8 @@
-"""The registry: a family runs only if it is listed here, and is listed only if it passes the comparison with mlx-lm.
+"""The registry: a family runs only if it is listed here, and is listed only if it passes the
+comparison with mlx-lm.
 
-Each entry says which rope types the family may have, which fields of config.json change numbers but are dropped by mlx-lm,
-and what paged execution can't serve.
+Each entry says which rope types the family may have, which fields of config.json change numbers but
+are dropped by mlx-lm, and what paged execution can't serve.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Family:
 
     Attributes:
         model_type: its name in config.json; mlx-lm's module has the same name.
-        dropped: fields that change numbers and that mlx-lm ignores, each with the values at which it changes none.
+        dropped: fields that change numbers and that mlx-lm ignores, each with the values at which
+            it changes none.
         dropped_by_rule: what else mlx-lm ignores, found by looking at several fields.
         unservable: what a paged pool can't serve in this family; no flag helps.
     """

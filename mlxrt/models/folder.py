@@ -21,7 +21,8 @@ _PATTERNS = (
 
 
 def resolve_folder(model: str) -> Path:
-    """Returns the folder of `model`: a local folder, "bundled", or a Hugging Face hub name, which is downloaded once.
+    """Returns the folder of `model`: a local folder, "bundled", or a Hugging Face hub name, which
+    is downloaded once.
 
     No code of a checkpoint is ever downloaded or run.
 

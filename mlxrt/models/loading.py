@@ -17,7 +17,9 @@ from mlxrt.models.errors import ModelError
 
 @contextlib.contextmanager
 def _file_limit_kept() -> Iterator[None]:
-    """Keeps an import from lowering the limit of open files, hard limit included, as mlx_lm.utils does."""
+    """Keeps an import from lowering the limit of open files, hard limit included, as mlx_lm.utils
+    does.
+    """
     original = resource.setrlimit
 
     def guarded(which: int, limits: tuple[int, int]) -> None:
@@ -42,7 +44,8 @@ def load_model(checkpoint: Checkpoint, dtype: mx.Dtype | None) -> Module:
     """Loads and evaluates the model on the calling thread; runs no code of the checkpoint.
 
     Args:
-        dtype: type that floating-point parameters are cast to, the scales of quantised ones included; None keeps them.
+        dtype: type that floating-point parameters are cast to, the scales of quantised ones
+            included; None keeps them.
 
     Raises:
         ModelError: mlx-lm can't load it.
@@ -55,5 +58,5 @@ def load_model(checkpoint: Checkpoint, dtype: mx.Dtype | None) -> Module:
     loaded: Module = model
     if dtype is not None:
         loaded.set_dtype(dtype)
-    mx.eval(loaded.parameters())
+    mx.eval(loaded.parameters())  # type: ignore[no-untyped-call]
     return loaded

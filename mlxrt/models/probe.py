@@ -56,7 +56,8 @@ def probe(model: Module, layer_count: int) -> ModelShape:
     """Builds a forward of one row through caches that record; the seam must be installed.
 
     Raises:
-        ModelError: a layer's attention does not go through `update_and_fetch` and then the seam, once each.
+        ModelError: a layer's attention does not go through `update_and_fetch` and then the seam,
+            once each.
     """
     caches = [_ProbeLayer() for _ in range(layer_count)]
     logits = model(mx.zeros((1, 1), mx.int32), cache=caches)

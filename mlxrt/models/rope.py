@@ -1,4 +1,6 @@
-"""Rotary embeddings: which types run with an array of positions, and what mlx-lm drops of their parameters."""
+"""Rotary embeddings: which types run with an array of positions, and what mlx-lm drops of their
+parameters.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Types whose code in mlx-lm hands the offset on to mx.fast.rope untouched; `dynamic` does arithmetic on it.
+# Types whose code in mlx-lm hands the offset on to mx.fast.rope untouched; `dynamic` does
+# arithmetic on it.
 _SERVED = frozenset({"default", "linear", "llama3", "yarn", "longrope"})
 
 
 @dataclass(frozen=True, slots=True)
 class RopeFindings:
-    """What stands against a config's rope: `dropped` by mlx-lm, `unservable` whatever the user accepts."""
+    """What stands against a config's rope: `dropped` by mlx-lm, `unservable` whatever the user
+    accepts.
+    """
 
     dropped: list[str]
     unservable: list[str]

@@ -1,4 +1,4 @@
-"""Selects the rows that sample before the head, so that the head computes no row that nobody reads."""
+"""Selects the rows that sample before the head, which then computes no row in vain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from mlxrt.models.errors import ModelError
 
 
 class RowSelector:
-    """Stands in the place of a model's inner model and returns only the selected rows of its output.
+    """Stands in the place of a model's inner model and returns only the selected rows of its
+    output.
 
     Attributes:
         rows: [K] int32 indices into the T rows; None for all of them.
@@ -35,7 +36,8 @@ class RowSelector:
 
 
 def install_row_selector(model: Module) -> RowSelector:
-    """Puts a selector in the place of `model.model`; `Model.__call__` does its own head on what it returns.
+    """Puts a selector in the place of `model.model`; `Model.__call__` does its own head on what it
+    returns.
 
     Raises:
         ModelError: the model has no inner model of that name.

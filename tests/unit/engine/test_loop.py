@@ -1,4 +1,6 @@
-"""The engine's loop: a plan that arrives while the device works is begun at once; outcomes keep the order of the plans."""
+"""The engine's loop: a plan that arrives while the device works is begun at once; outcomes keep the
+order of the plans.
+"""
 
 from __future__ import annotations
 

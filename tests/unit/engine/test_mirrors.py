@@ -1,4 +1,4 @@
-"""The engine's memory of sequences: rows are reused, codes are resolved, overwrites are taken back."""
+"""The engine's memory of sequences: rows reused, codes resolved, overwrites taken back."""
 
 from __future__ import annotations
 
@@ -105,7 +105,9 @@ def test_a_successor_starts_with_an_empty_table_and_its_own_rules():
     assert mirrors.rows_of([2])[0] == row
     assert not mirrors.tables[0][row].any()
     assert (mirrors.sampling[row].sampling, mirrors.sampling[row].seed) == (rules, 77)
-    apply_changes(StepPlan(3, retired=[2], registrations=[Registration(3, [3], GREEDY, 0)]), mirrors)
+    apply_changes(
+        StepPlan(3, retired=[2], registrations=[Registration(3, [3], GREEDY, 0)]), mirrors
+    )
     assert mirrors.sampling[row] is None
 
 
