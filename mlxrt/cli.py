@@ -15,7 +15,9 @@ from mlxrt.config import ConfigError, Settings, load_settings
 from mlxrt.server.lifecycle import ExitCode
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-bench = typer.Typer(no_args_is_help=True, help="Measures this machine; tables, or JSON with --json.")
+bench = typer.Typer(
+    no_args_is_help=True, help="Measures this machine; tables, or JSON with --json."
+)
 app.add_typer(bench, name="bench")
 
 Model = Annotated[
@@ -27,11 +29,16 @@ Dtype = Annotated[str | None, typer.Option(help="auto, float32, float16 or bfloa
 Blas = Annotated[str | None, typer.Option(help="auto, openblas or reference (Linux CPU).")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings.")]
 JsonPath = Annotated[
-    Path | None, typer.Option("--json", help='Where to write the report as JSON; "-" for standard output.')
+    Path | None,
+    typer.Option("--json", help='Where to write the report as JSON; "-" for standard output.'),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any other setting, as limits.max_step_rows=512. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any other setting, as limits.max_step_rows=512. Repeatable.",
+    ),
 ]
 
 
@@ -63,13 +70,19 @@ def _common(
 @app.command()
 def serve(
     model: Model = None,
-    fake: Annotated[bool, typer.Option("--fake", help="Serve the fake model; needs no MLX.")] = False,
-    address: Annotated[str | None, typer.Option(help="unix:PATH, or HOST:PORT on loopback.")] = None,
+    fake: Annotated[
+        bool, typer.Option("--fake", help="Serve the fake model; needs no MLX.")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(help="unix:PATH, or HOST:PORT on loopback.")
+    ] = None,
     attention: Attention = None,
     dtype: Dtype = None,
     blas: Blas = None,
     block_size: Annotated[int | None, typer.Option(help="Positions in a block, 1 to 256.")] = None,
-    num_blocks: Annotated[int | None, typer.Option(help="Blocks of the pool; default: as memory allows.")] = None,
+    num_blocks: Annotated[
+        int | None, typer.Option(help="Blocks of the pool; default: as memory allows.")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     config: ConfigFile = None,
     set_: SetOption = None,
@@ -85,8 +98,9 @@ def serve(
     from mlxrt.telemetry.logs import configure_logs
 
     settings = _settings(
-        config, set_, model=model, fake=fake or None, address=address, attention=attention, dtype=dtype,
-        blas=blas, block_size=block_size, num_blocks=num_blocks, log_level=log_level,
+        config, set_, model=model, fake=fake or None, address=address,
+        attention=attention, dtype=dtype, blas=blas, block_size=block_size, num_blocks=num_blocks,
+        log_level=log_level,
     )  # fmt: skip
     configure_logs(settings.log_format, settings.log_level)
     engine = make_engine(settings, poison_pool=poison_pool)
@@ -98,7 +112,7 @@ def serve(
 def demo(
     tokens: Annotated[int, typer.Option(min=1, max=512, help="New tokens for each prompt.")] = 96,
 ) -> None:
-    """Starts a server with the bundled model, schedules a dozen prompts on it, streams what comes back."""
+    """Completes a dozen prompts with the bundled model: a server process, and a scheduler here."""
     from mlxrt.demo.run import run_demo
 
     if not run_demo(tokens, Console()):
@@ -124,12 +138,17 @@ def check(
 @bench.command("step")
 def bench_step(
     models: Annotated[
-        list[str] | None, typer.Option("--model", help="fake, bundled, qwen3-30m or a folder. Repeatable.")
+        list[str] | None,
+        typer.Option("--model", help="fake, bundled, qwen3-30m or a folder. Repeatable."),
     ] = None,
-    sequences: Annotated[list[int] | None, typer.Option(min=1, help="Repeatable. Default: 1, 8, 64.")] = None,
+    sequences: Annotated[
+        list[int] | None, typer.Option(min=1, help="Repeatable. Default: 1, 8, 64.")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=2, help="Times each arm is timed.")] = 5,
     steps: Annotated[int, typer.Option(min=2, help="Decode steps in one timing.")] = 16,
-    context: Annotated[int, typer.Option(min=1, help="Positions filled before the clock starts.")] = 256,
+    context: Annotated[
+        int, typer.Option(min=1, help="Positions filled before the clock starts.")
+    ] = 256,
     blas: Blas = None,
     json_path: JsonPath = None,
 ) -> None:
@@ -147,20 +166,25 @@ def bench_step(
 
 @bench.command("attention")
 def bench_attention(
-    contexts: Annotated[list[int] | None, typer.Option("--context", min=1, help="Repeatable.")] = None,
+    contexts: Annotated[
+        list[int] | None, typer.Option("--context", min=1, help="Repeatable.")
+    ] = None,
     batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeatable.")] = None,
     block_sizes: Annotated[list[int] | None, typer.Option("--block-size", min=1, max=256)] = None,
-    dtypes: Annotated[list[str] | None, typer.Option("--dtype", help="float32, float16, bfloat16.")] = None,
+    dtypes: Annotated[
+        list[str] | None, typer.Option("--dtype", help="float32, float16, bfloat16.")
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="Time for each figure of a cell.")] = 0.3,
     json_path: JsonPath = None,
 ) -> None:
-    """Decode attention by the paged op, beside gather + SDPA and contiguous SDPA. On the CPU for now."""
+    """Paged decode attention beside gather + SDPA and contiguous SDPA. On the CPU for now."""
     from mlxrt.bench import attention, tables
 
     console = Console(stderr=True)
     report = attention.bench_attention(
-        contexts or [1024, 4096, 16384], batches or [1, 4], block_sizes or [16], dtypes or ["bfloat16", "float32"],
-        seconds, lambda cell: console.print(cell, highlight=False),
+        contexts or [1024, 4096, 16384], batches or [1, 4], block_sizes or [16],
+        dtypes or ["bfloat16", "float32"], seconds,
+        lambda cell: console.print(cell, highlight=False),
     )  # fmt: skip
     _write_report(report, json_path, tables.attention_table(report))
 

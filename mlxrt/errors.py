@@ -25,7 +25,8 @@ class StatusCode(enum.IntEnum):
 class Reason(enum.Enum):
     """Cause of an error: `(number in mlxrt.v1.ErrorReason, status code)`.
 
-    What each means and what a client does about it stands in `protos/mlxrt/v1/error.proto`; a test holds the two together.
+    What each means and what a client does about it stands in `protos/mlxrt/v1/error.proto`; a test
+    holds the two together.
     """
 
     MALFORMED_REQUEST = (1, StatusCode.INVALID_ARGUMENT)
@@ -114,7 +115,8 @@ def field_error(reason: Reason, path: str, description: str, **metadata: str) ->
 
 
 def limit_exceeded(limit: str, maximum: int, value: int, path: str) -> MlxrtError:
-    """A LIMIT_EXCEEDED that names the limit as mlxrt.v1.Limits does, its value and the value asked for."""
+    """A LIMIT_EXCEEDED that names the limit as mlxrt.v1.Limits does, its value and the value asked
+    for."""
     return field_error(
         Reason.LIMIT_EXCEEDED, path, f"{value} exceeds {limit} = {maximum}",
         limit=limit, maximum=str(maximum), value=str(value),
@@ -123,4 +125,6 @@ def limit_exceeded(limit: str, maximum: int, value: int, path: str) -> MlxrtErro
 
 def unsupported(path: str) -> MlxrtError:
     """A FEATURE_UNSUPPORTED that names the field or rpc."""
-    return field_error(Reason.FEATURE_UNSUPPORTED, path, "this server does not serve it", field=path)
+    return field_error(
+        Reason.FEATURE_UNSUPPORTED, path, "this server does not serve it", field=path
+    )

@@ -1,4 +1,5 @@
-"""From settings to an engine. Decides the BLAS, which must be loaded before MLX is; imports no mlx itself."""
+"""From settings to an engine. Decides the BLAS, which must be loaded before MLX is; imports no mlx
+itself."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from mlxrt.engine.base import Engine
 
 
 def choose_blas(choice: str) -> None:
-    """Loads OpenBLAS where the setting `blas` and the installation say so. Before anything imports mlx.core.
+    """Loads OpenBLAS where the setting `blas` and the installation say so. Before anything imports
+    mlx.core.
 
     Raises:
         ConfigError: "openblas" was asked for and is not installed.
@@ -21,7 +23,8 @@ def make_engine(settings: Settings, *, poison_pool: bool = False) -> Engine:
     """An engine that is not started yet: the fake one, or MLX's.
 
     Args:
-        poison_pool: fill the pool with NaN first, so that whatever reads a position it must not read shows.
+        poison_pool: fill the pool with NaN first, so that whatever reads a position it must not
+            read shows.
 
     Raises:
         ConfigError: the settings can't be met by this installation.

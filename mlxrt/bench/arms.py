@@ -1,4 +1,5 @@
-"""The arms of `mlxrt bench step`: each holds its sequences, context filled, and decodes on demand."""
+"""The arms of `mlxrt bench step`: each holds its sequences, context filled, and decodes on
+demand."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class Arm(Protocol):
 
 
 class WorkerArm:
-    """An arm in a process of its own, which says "ready" and then answers lines of step counts with seconds."""
+    """An arm in a process of its own, which says "ready" and then answers lines of step counts with
+    seconds."""
 
     def __init__(self, module: str, arguments: list[str]) -> None:
         """Starts `python -m module arguments`; waits until it is ready.
@@ -60,10 +62,12 @@ class WorkerArm:
 
 
 class GrpcArm:
-    """A session on a server. Decodes in the packed column; all blocks are in the tables from the start."""
+    """A session on a server. Decodes in the packed column; all blocks are in the tables from the
+    start."""
 
     def __init__(self, address: str, sequences: int, context: int, growth: int) -> None:
-        """Registers `sequences` and fills `context` positions of each, with blocks for `growth` more."""
+        """Registers `sequences` and fills `context` positions of each, with blocks for `growth`
+        more."""
         self._client = Client(address)
         self._session: Session = self._client.open_session(client_name="mlxrt bench")
         self.device = self._client.server_info().device
@@ -115,7 +119,8 @@ class UnaryArm(GrpcArm):
         return time.perf_counter() - start
 
     def overheads_ms(self, steps: int) -> list[float]:
-        """Time of each step beside the model: its round trip less what the server says it queued, built, ran and read."""
+        """Time of each step beside the model: its round trip less what the server says it queued,
+        built, ran and read."""
         overheads = []
         for _ in range(steps):
             start = time.perf_counter()

@@ -1,8 +1,10 @@
-"""`mlxrt bench attention`: decode attention by the paged op, beside gather + SDPA and contiguous SDPA.
+"""`mlxrt bench attention`: decode attention by the paged op, beside gather + SDPA and contiguous
+SDPA.
 
-Each figure is the least of several timed evaluations, after one that is not counted. Block ids run in reverse order over a
-pool with twice the blocks needed, so that no arm profits from neighbours; `fragmentation` is the paged time over the
-paged time with ascending ids. A cell whose paged arm did not run the native op is an error, not a figure.
+Each figure is the least of several timed evaluations, after one that is not counted. Block ids run
+in reverse order over a pool with twice the blocks needed, so that no arm profits from neighbours;
+`fragmentation` is the paged time over the paged time with ascending ids. A cell whose paged arm did
+not run the native op is an error, not a figure.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ SCALE = HEAD_DIM**-0.5
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One measured configuration; times in microseconds, bandwidth over the keys and values read once."""
+    """One measured configuration; times in microseconds, bandwidth over the keys and values read
+    once."""
 
     context: int
     batch: int
@@ -97,7 +100,8 @@ class _Case:
 
 
 def _least_us(run: Callable[[], object], budget_s: float, most: int = 50) -> float:
-    """Least duration of `run` evaluated, over at least 2 and at most `most` runs within about `budget_s`."""
+    """Least duration of `run` evaluated, over at least 2 and at most `most` runs within about
+    `budget_s`."""
     mx.eval(run())
     best, spent, count = float("inf"), 0.0, 0
     while count < 2 or (count < most and spent < budget_s):
@@ -109,7 +113,8 @@ def _least_us(run: Callable[[], object], budget_s: float, most: int = 50) -> flo
 
 
 def measure_cell(context: int, batch: int, block_size: int, dtype: str, budget_s: float) -> Cell:
-    """Measures one configuration; about six times `budget_s`, more where a single evaluation takes longer.
+    """Measures one configuration; about six times `budget_s`, more where a single evaluation takes
+    longer.
 
     Raises:
         RuntimeError: the paged arm did not run the native op.
@@ -146,7 +151,8 @@ def bench_attention(
     budget_s: float,
     on_cell: Callable[[Cell], None],
 ) -> dict[str, object]:
-    """Measures the grid; returns the report that `--json` writes. Any thread, alone on the machine."""
+    """Measures the grid; returns the report that `--json` writes. Any thread, alone on the
+    machine."""
     mx.set_default_device(mx.cpu)
     bandwidth = kernels.read_bandwidth()
     cells = []

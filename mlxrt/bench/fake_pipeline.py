@@ -1,4 +1,5 @@
-"""What the server itself costs: a step from request bytes to reply bytes over the fake model, without a transport."""
+"""What the server itself costs: a step from request bytes to reply bytes over the fake model,
+without a transport."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ WARM_STEPS = 200
 
 
 def fake_overheads_ms(sequences: int, context: int, steps: int = STEPS) -> list[float]:
-    """Milliseconds of each of `steps` decode steps of `sequences` sequences with `context` positions filled."""
+    """Milliseconds of each of `steps` decode steps of `sequences` sequences with `context`
+    positions filled."""
     return asyncio.run(_measure(sequences, context, steps))
 
 

@@ -1,8 +1,8 @@
 """Core and engine in one process, without a server: what the transport is measured against.
 
-`python -m mlxrt.bench.in_process_arm MODEL SEQUENCES CONTEXT GROWTH BLAS` fills the context, prints "ready", then answers
-every line `STEPS` on its input with the seconds that this many decode steps took, two in flight. MODEL "fake" is the
-fake model.
+`python -m mlxrt.bench.in_process_arm MODEL SEQUENCES CONTEXT GROWTH BLAS` fills the context, prints
+"ready", then answers every line `STEPS` on its input with the seconds that this many decode steps
+took, two in flight. MODEL "fake" is the fake model.
 """
 
 from __future__ import annotations

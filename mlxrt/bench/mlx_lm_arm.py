@@ -1,28 +1,29 @@
-"""mlx-lm alone, as a process of its own: `BatchGenerator` with its batch set to the number of sequences.
+"""mlx-lm alone, as a process of its own: `BatchGenerator` with its batch set to the number of
+sequences.
 
-`python -m mlxrt.bench.mlx_lm_arm MODEL SEQUENCES CONTEXT BLAS DTYPE` fills the context, prints "ready", then answers
-every line `STEPS` on its input with the seconds that this many decode steps took.
+`python -m mlxrt.bench.mlx_lm_arm MODEL SEQUENCES CONTEXT BLAS DTYPE` fills the context, prints
+"ready", then answers every line `STEPS` on its input with the seconds that this many decode steps
+took.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 from mlxrt.bench.prompts import prompts_for
 
 
 def main() -> None:
+    """See the module."""
     model_path, sequences, context, blas_choice, dtype = sys.argv[1:6]
-    from mlxrt import blas
+    from mlxrt.launch import choose_blas
 
-    if blas_choice != "reference":
-        blas.load_openblas()
+    choose_blas(blas_choice)
     import mlx.core as mx
     from mlx_lm.generate import BatchGenerator
     from mlx_lm.utils import load_model
-
-    from pathlib import Path
 
     model, config = load_model(Path(model_path))
     if dtype != "stored":

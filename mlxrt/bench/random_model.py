@@ -33,7 +33,8 @@ QWEN3_30M = Shape(512, 8, 1536, 8, 4, 64, 8192)
 
 
 def write_random_model(folder: Path, shape: Shape = QWEN3_30M, seed: int = 0) -> int:
-    """Writes config.json and model.safetensors (float32) into `folder`; returns the number of parameters."""
+    """Writes config.json and model.safetensors (float32) into `folder`; returns the number of
+    parameters."""
     rng = np.random.default_rng(seed)
 
     def dense(rows: int, columns: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """`mlxrt bench step`: decode steps through gRPC, without it, and by mlx-lm alone.
 
-All arms of a cell are up at once, contexts filled, and take turns: every repeat times each arm once, so that a slow
-spell of the machine meets all of them. Figures are medians over the repeats.
+All arms of a cell are up at once, contexts filled, and take turns: every repeat times each arm
+once, so that a slow spell of the machine meets all of them. Figures are medians over the repeats.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ class Cell:
 
     Attributes:
         mlx_lm_tokens_per_s: None for the fake model.
-        overhead_ms_p50, overhead_ms_p99: for the fake model, from request bytes to reply bytes inside the server; else a
-            unary step's round trip less what the server says it queued, built, ran and read back.
+        overhead_ms_p50, overhead_ms_p99: for the fake model, from request bytes to reply bytes
+            inside the server; else a unary step's round trip less what the server says it queued,
+            built, ran and read back.
     """
 
     sequences: int
@@ -71,7 +72,8 @@ def bench_step(
     plan: Plan,
     on_cell: Callable[[str, Cell], None],
 ) -> dict[str, object]:
-    """Measures every model at every number of sequences; returns the report that `--json` writes."""
+    """Measures every model at every number of sequences; returns the report that `--json`
+    writes."""
     report = []
     device = ""
     counts = list(sequence_counts)
@@ -104,9 +106,7 @@ def _server(path: str, sequences: int, plan: Plan) -> ServerProcess:
     return ServerProcess([*model, *limits, "--num-blocks", str(blocks)])
 
 
-def _measure(
-    name: str, path: str, address: str, sequences: int, plan: Plan
-) -> tuple[Cell, str]:
+def _measure(name: str, path: str, address: str, sequences: int, plan: Plan) -> tuple[Cell, str]:
     """One cell, and the server's device."""
     with ExitStack() as stack:
 
@@ -130,7 +130,9 @@ def _measure(
             for arm, taken in zip(arms, seconds, strict=True):
                 taken.append(arm.run(plan.steps))
         rates = [sequences * plan.steps / statistics.median(taken) for taken in seconds]
-        overheads = fake_overheads_ms(sequences, plan.context) if name == "fake" else unary.overheads_ms(64)
+        overheads = (
+            fake_overheads_ms(sequences, plan.context) if name == "fake" else unary.overheads_ms(64)
+        )
         device = stream.device
     rates += [0.0] * (4 - len(rates))
     return Cell(

@@ -8,7 +8,8 @@ from rich.table import Table
 
 
 def step_table(report: dict[str, Any]) -> Table:
-    """One row per model and number of sequences; tokens/s, ratios, milliseconds beside the model."""
+    """One row per model and number of sequences; tokens/s, ratios, milliseconds beside the
+    model."""
     table = Table(
         "model", "sequences", "stream", "unary", "in process", "mlx-lm", "stream / in process",
         "stream / mlx-lm", "overhead p50", "p99",
@@ -29,11 +30,12 @@ def step_table(report: dict[str, Any]) -> Table:
 
 
 def attention_table(report: dict[str, Any]) -> Table:
-    """One row per cell; microseconds, and how the paged op stands to gather + SDPA and to the read bandwidth."""
+    """One row per cell; microseconds, and how the paged op stands to gather + SDPA and to the read
+    bandwidth."""
     bandwidth = report["read_gb_per_s"]
     table = Table(
-        "dtype", "context", "batch", "block", "paged", "gather", "gather only", "append", "contiguous",
-        "gather / paged", "of bandwidth", "fragmentation",
+        "dtype", "context", "batch", "block", "paged", "gather", "gather only", "append",
+        "contiguous", "gather / paged", "of bandwidth", "fragmentation",
         title=f"decode attention, µs on {report['device']}; reads {bandwidth} GB/s",
     )  # fmt: skip
     for cell in report["cells"]:

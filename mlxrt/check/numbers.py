@@ -30,8 +30,8 @@ class Comparison:
         compared: rows of logits compared.
         difference: largest difference of logits, relative to the largest logit of the row.
         tolerance: the difference allowed.
-        tokens_equal: greedy tokens that are the same, of `tokens`; one that differs is allowed only where mlx-lm's own two
-            best logits are closer than twice the tolerance.
+        tokens_equal: greedy tokens that are the same, of `tokens`; one that differs is allowed only
+            where mlx-lm's own two best logits are closer than twice the tolerance.
     """
 
     compared: int
@@ -48,7 +48,8 @@ class Comparison:
 
 
 def compare(runner: LocalRunner, folder: Path, dtype: str, blas: str) -> Comparison:
-    """Runs the oracle in a process of its own, then feeds its tokens through `runner` in chunks, two sequences at once.
+    """Runs the oracle in a process of its own, then feeds its tokens through `runner` in chunks,
+    two sequences at once.
 
     Raises:
         RuntimeError: mlx-lm alone could not run the checkpoint.
@@ -74,12 +75,11 @@ def compare(runner: LocalRunner, folder: Path, dtype: str, blas: str) -> Compari
 
 
 Oracle = list[tuple[list[int], np.ndarray]]
-"""For each prompt: the prompt and the greedy tokens after it; logits after each token, [tokens, vocabulary_size] float32."""
+"""For each prompt: the prompt and the greedy tokens after it; logits after each token, [tokens,
+vocabulary_size] float32."""
 
 
-def run_oracle(
-    folder: Path, dtype: str, blas: str, prompts: list[list[int]], count: int
-) -> Oracle:
+def run_oracle(folder: Path, dtype: str, blas: str, prompts: list[list[int]], count: int) -> Oracle:
     """Runs mlx-lm alone in a process of its own.
 
     Raises:
@@ -96,22 +96,20 @@ def run_oracle(
             raise RuntimeError(f"mlx-lm alone could not run it:\n{finished.stderr[-2000:]}")
         with np.load(out) as arrays:
             return [
-                (arrays[f"tokens_{i}"].tolist(), arrays[f"logits_{i}"])
-                for i in range(len(prompts))
+                (arrays[f"tokens_{i}"].tolist(), arrays[f"logits_{i}"]) for i in range(len(prompts))
             ]
 
 
 def _teacher_forced(runner: LocalRunner, tokens: list[int]) -> list[tuple[int, SampledRow]]:
-    """Logits after chunks of the tokens and after each of the last ones, through scattered blocks."""
+    """Logits after chunks of the tokens and after each of the last ones, through scattered
+    blocks."""
     blocks_each = -(-len(tokens) // runner.facts.block_size)
     leased = runner.allocate(2 * blocks_each)
     tables = {1: leased[::2], 2: leased[::-2]}
     runner.run(new_sequences=[NewSequence(i, tokens, {0: tables[i]}) for i in (1, 2)])
     rows = []
     for start, count in _pieces(len(tokens)):
-        items = [
-            Item(i, count, source=TokenSource.REGISTERED, return_logits=True) for i in (1, 2)
-        ]
+        items = [Item(i, count, source=TokenSource.REGISTERED, return_logits=True) for i in (1, 2)]
         reply = runner.run(items=items)
         rows += [(start + count - 1, item.row) for item in reply.items]
     runner.run(releases=[1, 2])

@@ -1,9 +1,10 @@
 """mlx-lm alone, unpatched, as a process of its own: the numbers that mlxrt is held against.
 
-`python -m mlxrt.check.oracle MODEL DTYPE BLAS COUNT OUT` reads a JSON list of prompts (lists of token ids) from its input. It
-generates COUNT tokens greedily after each with mlx-lm's own cache, and writes to OUT (npz), for prompt i, `tokens_i` (int64:
-prompt and generated) and `logits_i` ([len(tokens), vocabulary_size] float32: the logits after each token, of one dense
-run). DTYPE "stored" casts nothing.
+`python -m mlxrt.check.oracle MODEL DTYPE BLAS COUNT OUT` reads a JSON list of prompts (lists of
+token ids) from its input. It generates COUNT tokens greedily after each with mlx-lm's own cache,
+and writes to OUT (npz), for prompt i, `tokens_i` (int64: prompt and generated) and `logits_i`
+([len(tokens), vocabulary_size] float32: the logits after each token, of one dense run). DTYPE
+"stored" casts nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main() -> None:
     model, _ = load_model(Path(model_path))
     if dtype != "stored":
         model.set_dtype(getattr(mx, dtype))
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for index, tokens in enumerate(json.load(sys.stdin)):
         cache = make_prompt_cache(model)
         logits = model(mx.array([tokens]), cache=cache)

@@ -20,11 +20,12 @@ PACKAGES = ("mlxrt", "mlxrt-client", "mlx", "mlx-lm", "numpy", "grpcio", "protob
 
 
 def run_check(settings: Settings, console: Console) -> ExitCode:
-    """Checks environment, ABI, memory plan and numbers, in this order; stops at the first that fails.
+    """Checks environment, ABI, memory plan and numbers, in this order; stops at the first that
+    fails.
 
     Returns:
-        OK; ABI where the extension can't be loaded; MODEL or MEMORY where the checkpoint can't be served or its numbers
-        are not mlx-lm's.
+        OK; ABI where the extension can't be loaded; MODEL or MEMORY where the checkpoint can't be
+        served or its numbers are not mlx-lm's.
     """
     engine = make_engine(settings, poison_pool=True)
     console.print(_environment())
@@ -34,8 +35,8 @@ def run_check(settings: Settings, console: Console) -> ExitCode:
         console.print(f"ABI: {error}", style="red", markup=False)
         return ExitCode.ABI
     console.print(
-        f"ABI: the extension was built for MLX {kernels.built_mlx_version}, and that is what is loaded; "
-        f"kernels use {kernels.simd_level()}"
+        f"ABI: the extension was built for MLX {kernels.built_mlx_version}, and that is what is "
+        f"loaded; kernels use {kernels.simd_level()}"
     )
     try:
         runner = LocalRunner(engine, settings.limits.to_limits())
@@ -58,14 +59,15 @@ def _check_model(runner: LocalRunner, settings: Settings, console: Console) -> E
         f"{description.attention_path}, BLAS {description.blas or 'none'}"
     )
     console.print(runner.memory_table(), markup=False, highlight=False)
-    dtype = settings.dtype
+    dtype: str = settings.dtype
     if dtype == "auto":
         dtype = "float32" if description.device.startswith("cpu") else "stored"
     comparison = compare(runner, Path(resolve_folder(settings.model)), dtype, settings.blas)
     console.print(
         f"numbers against mlx-lm alone: {comparison.compared} rows of logits, largest difference "
-        f"{comparison.difference:.2g} of the largest logit (allowed {comparison.tolerance:g}); greedy tokens equal "
-        f"{comparison.tokens_equal} of {comparison.tokens}, {comparison.excused} excused as ties",
+        f"{comparison.difference:.2g} of the largest logit (allowed {comparison.tolerance:g}); "
+        f"best tokens equal {comparison.tokens_equal} of {comparison.tokens}, "
+        f"{comparison.excused} excused as ties",
         style="green" if comparison.passed else "red",
     )
     return ExitCode.OK if comparison.passed else ExitCode.MODEL

@@ -12,5 +12,5 @@ PROMPTS = (
     "with open(filename,",
     "    def __enter__(self):\n        return self\n\n    def __exit__(self,",
     "class Error(Exception):\n",
-    "def parse_header(line):\n    \"\"\"",
+    'def parse_header(line):\n    """',
 )

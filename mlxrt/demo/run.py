@@ -17,7 +17,8 @@ from mlxrt.demo.prompts import PROMPTS
 from mlxrt.testing.server_process import ServerProcess
 
 BLOCK_COUNT = 48
-"""Blocks that the demonstration leases: too few for a dozen sequences at once, so that it has to preempt."""
+"""Blocks that the demonstration leases: too few for a dozen sequences at once, so that it has to
+preempt."""
 STEP_ROWS_MAX = 32
 """Row budget of a step: small enough that a prompt is prefilled beside others' decodes."""
 
@@ -79,7 +80,8 @@ def _stream(
     completions: dict[int, _Completion],
     console: Console,
 ) -> None:
-    """Runs the scheduler to its end; on a terminal the completions grow, elsewhere each is printed once it has ended."""
+    """Runs the scheduler to its end; on a terminal the completions grow, elsewhere each is printed
+    once it has ended."""
     live = Live(console=console, refresh_per_second=10, vertical_overflow="crop")
     with live if console.is_terminal else _Nothing():
         for token in scheduler.run():

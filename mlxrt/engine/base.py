@@ -28,7 +28,8 @@ class EngineDescription:
 
 
 class EngineListener(Protocol):
-    """Who hears from an engine. Called on the engine's own thread, or inside `submit` for an engine without one."""
+    """Who hears from an engine. Called on the engine's own thread, or inside `submit` for an engine
+    without one."""
 
     def on_progress(self, fraction: float, activity: str) -> None:
         """Loading has come `fraction` (0 to 1) of its way and now does `activity`."""
@@ -47,7 +48,8 @@ class Engine(Protocol):
     """Runs plans one after the other, up to `depth` of them overlapped."""
 
     depth: int
-    """Plans that may be submitted and unanswered at once; at least 2 so that the device never waits for the host."""
+    """Plans that may be submitted and unanswered at once; at least 2 so that the device never waits
+    for the host."""
 
     def start(self, listener: EngineListener) -> None:
         """Begins to load. Returns at once; `listener` hears the rest."""
@@ -56,7 +58,8 @@ class Engine(Protocol):
         """Hands a plan over. Any thread, one at a time; never blocks on the device."""
 
     def heartbeat_age_s(self) -> float:
-        """Seconds since the engine's thread last showed that it is alive; 0 for an engine without one."""
+        """Seconds since the engine's thread last showed that it is alive; 0 for an engine without
+        one."""
 
     def close(self) -> None:
         """Finishes the plans in hand, frees the device, joins the thread. Idempotent."""

@@ -50,7 +50,9 @@ class LocalRunner:
         """Leases blocks."""
         self._leases += 1
         request_id = f"local-{self._leases}"
-        return self.core.allocate_blocks(self.ref, request_id, {group: block_count}, now_ms())[group]
+        return self.core.allocate_blocks(self.ref, request_id, {group: block_count}, now_ms())[
+            group
+        ]
 
     def submit(self, **content: Any) -> None:
         """Accepts one step, the fields of StepInput by name, and hands it to the engine.

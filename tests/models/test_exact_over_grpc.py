@@ -1,4 +1,5 @@
-"""Tokens and logits over gRPC are those of mlx-lm alone, which runs unpatched in a process of its own."""
+"""Tokens and logits over gRPC are those of mlx-lm alone, which runs unpatched in a process of its
+own."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ def test_greedy_tokens(folder: Path, attention: str) -> None:
 @pytest.mark.parametrize("attention", ["gather", "native"])
 @pytest.mark.parametrize("folder", CASES, indirect=True)
 def test_logits(folder: Path, attention: str) -> None:
-    """Teacher-forced in chunks of 5 and then row by row, two sequences in a step, through interleaved blocks."""
+    """Teacher-forced in chunks of 5 and then row by row, two sequences in a step, through
+    interleaved blocks."""
     with _serve(folder, attention) as server, Client(server.address) as client:
         vocabulary_size = client.model_info().vocabulary_size
         ((tokens, expected),) = run_oracle(

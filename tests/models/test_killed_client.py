@@ -1,4 +1,5 @@
-"""A scheduler killed in mid-step: its blocks come back, and another session's tokens are as without it."""
+"""A scheduler killed in mid-step: its blocks come back, and another session's tokens are as without
+it."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ for _ in scheduler.run():
 
 
 def _survive(session: Session, on_step: Callable[[int], None]) -> list[int]:
-    """Prefills four prompts and decodes them together; calls `on_step` with the number of each step."""
+    """Prefills four prompts and decodes them together; calls `on_step` with the number of each
+    step."""
     tables = session.allocate_blocks({0: SURVIVOR_BLOCKS + 8})[0]
     step = StepRequest()
     each = len(tables) // 4

@@ -1,4 +1,5 @@
-"""Sampled tokens and logprobs over gRPC: seeds hold through preemption, other batches and replays."""
+"""Sampled tokens and logprobs over gRPC: seeds hold through preemption, other batches and
+replays."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ def _sampling(index: int) -> SamplingParams:
 def _generate(client: Client, chosen: list[int]) -> tuple[dict[int, list[int]], int]:
     """Tokens of the chosen prompts, scheduled together, and the number of preemptions."""
     with client.open_session() as session:
-        scheduler = Scheduler(session, client.model_info(), client.server_info().limits, step_rows_max=8)
+        scheduler = Scheduler(
+            session, client.model_info(), client.server_info().limits, step_rows_max=8
+        )
         indices = {
             scheduler.add(PROMPTS[index], NEW_TOKENS, sampling=_sampling(index)): index
             for index in chosen
