@@ -38,7 +38,7 @@ def main() -> None:
             logits = model(mx.array([tokens[-1:]]), cache=cache)
         dense = model(mx.array([tokens]))[0].astype(mx.float32)
         arrays |= {f"tokens_{index}": np.array(tokens), f"logits_{index}": np.array(dense)}
-    np.savez(out, **arrays)
+    np.savez(out, **arrays)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
