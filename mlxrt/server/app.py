@@ -154,7 +154,8 @@ class Server:
 
     def _serving_runtime(self) -> Runtime:
         self.lifecycle.check_serving()
-        assert self.runtime is not None
+        if self.runtime is None:
+            raise draining()
         return self.runtime
 
     def _on_ready(self, facts: ModelFacts, description: EngineDescription) -> None:

@@ -16,9 +16,9 @@ from mlxrt.errors import MlxrtError, Reason
 DOMAIN = "mlxrt"
 ERROR_TRAILER = "mlxrt-error-bin"
 STATUS_TRAILER = "grpc-status-details-bin"
-DETAILS_BYTES_MAX = 6_000
-"""Most bytes of each trailer: clients refuse headers above 8 KiB. Later field violations are left
-out first."""
+DETAILS_BYTES_MAX = 2_500
+"""Most bytes of each trailer: clients refuse headers above 8 KiB in all. Later field violations
+are left out first."""
 
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _log = structlog.get_logger("mlxrt.server")

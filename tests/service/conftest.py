@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Queue
 from typing import Any, TypeVar
 
 import grpc
@@ -88,6 +89,37 @@ def refusal_of(error: grpc.RpcError) -> Refusal:
         error.code(), reason, tuple(v.field for v in violations), dict(info.metadata),
         retries[0] if retries else None, error.details(),
     )  # fmt: skip
+
+
+class Stream:
+    """An Execute call that a test feeds."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._requests: Queue[Any] = Queue()
+        run = channel.stream_stream(
+            "/mlxrt.v1.ExecutionService/Execute",
+            request_serializer=lambda m: m if isinstance(m, bytes) else m.SerializeToString(),
+            response_deserializer=execution_pb2.ExecuteResponse.FromString,
+        )
+        self.call = run(self._feed(), timeout=20)
+
+    def _feed(self) -> Iterator[Any]:
+        while (request := self._requests.get()) is not None:
+            yield request
+
+    def send(self, request: Any) -> None:
+        """Sends a message; a StepRequest is wrapped."""
+        if isinstance(request, step_pb2.StepRequest):
+            request = execution_pb2.ExecuteRequest(step=request)
+        self._requests.put(request)
+
+    def receive(self) -> execution_pb2.ExecuteResponse:
+        """The next answer."""
+        return next(self.call)
+
+    def finish(self) -> None:
+        """Half-closes."""
+        self._requests.put(None)
 
 
 class Harness:
@@ -169,6 +201,10 @@ class Harness:
     def request_id(self) -> str:
         """A fresh request id."""
         return f"request-{next(self._request_ids)}"
+
+    def stream(self) -> Stream:
+        """A new Execute call."""
+        return Stream(self.channel)
 
     def open(self, ttl_ms: int = 0) -> SessionDriver:
         """A new session."""

@@ -190,6 +190,48 @@ def next_ticket(server: Any) -> int:
     return server.engine.last_ticket + 1
 
 
+def test_loss_ends_streams_after_what_they_are_due(launch: Callable[..., Any]) -> None:
+    engine = FakeEngine(num_blocks=64, block_size=4, threaded=True, step_s=0.1)
+    server = launch(engine)
+    session = server.open()
+    session.start(1, PROMPT)
+    engine.faults.lose_ticket = engine.last_ticket + 2
+    stream = server.stream()
+    for _ in range(2):
+        stream.send(session.request(decode_sequence_ids=[1]))
+    assert stream.receive().step.token_ids
+    assert stream.receive().step.error.reason == error_pb2.ERROR_REASON_DEVICE_LOST
+    with pytest.raises(grpc.RpcError) as raised:
+        stream.receive()
+    assert server.refusal_of(raised.value).reason is Reason.DEVICE_LOST
+    assert server.exit_code.result(10) is ExitCode.DEVICE_LOST
+
+
+def test_the_drain_ends_idle_streams(launch: Callable[..., Any]) -> None:
+    server = launch()
+    session = server.open()
+    stream = server.stream()
+    stream.send(session.request())
+    assert stream.receive().step.step_number == 1
+    server.on_loop(server.server.drain)
+    with pytest.raises(grpc.RpcError) as raised:
+        stream.receive()
+    assert server.refusal_of(raised.value).reason is Reason.DRAINING
+    assert server.exit_code.result(10) is ExitCode.OK
+
+
+def test_a_drain_while_loading(launch: Callable[..., Any]) -> None:
+    gate = threading.Event()
+    server = launch(FakeEngine(threaded=True, load_gate=gate))
+    stream = server.stream()
+    with pytest.raises(grpc.RpcError) as raised:
+        stream.receive()
+    assert server.refusal_of(raised.value).reason is Reason.LOADING
+    server.on_loop(server.server.drain)
+    assert server.exit_code.result(10) is ExitCode.OK
+    assert server.server.runtime is None
+
+
 @pytest.mark.parametrize(
     ("metadata", "code"),
     [

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from queue import Queue
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -92,42 +91,11 @@ def test_logprobs_logits_and_the_draw(server: Any) -> None:
     assert len(reply.logprobs) == 1 and len(reply.results) == 1
 
 
-class Stream:
-    """An Execute call that a test feeds."""
-
-    def __init__(self, server: Any) -> None:
-        self._requests: Queue[Any] = Queue()
-        run = server.channel.stream_stream(
-            "/mlxrt.v1.ExecutionService/Execute",
-            request_serializer=lambda m: m if isinstance(m, bytes) else m.SerializeToString(),
-            response_deserializer=execution_pb2.ExecuteResponse.FromString,
-        )
-        self.call = run(self._feed(), timeout=20)
-
-    def _feed(self) -> Iterator[Any]:
-        while (request := self._requests.get()) is not None:
-            yield request
-
-    def send(self, request: Any) -> None:
-        """Sends a message; a StepRequest is wrapped."""
-        if isinstance(request, step_pb2.StepRequest):
-            request = execution_pb2.ExecuteRequest(step=request)
-        self._requests.put(request)
-
-    def receive(self) -> execution_pb2.ExecuteResponse:
-        """The next answer."""
-        return next(self.call)
-
-    def finish(self) -> None:
-        """Half-closes."""
-        self._requests.put(None)
-
-
 def test_stream_answers_in_order_with_two_in_flight(launch: Callable[..., Any]) -> None:
     server = launch(FakeEngine(num_blocks=64, block_size=4, threaded=True, step_s=0.02))
     session = server.open()
     tokens = [*PROMPT, session.start(1, PROMPT)]
-    stream = Stream(server)
+    stream = server.stream()
     stream.send(session.request(decode_sequence_ids=[1]))
     stream.send(session.request(decode_sequence_ids=[1]))
     stream.send(session.request(step_number=9, decode_sequence_ids=[1]))
@@ -149,7 +117,7 @@ def test_a_third_step_in_flight_is_refused_in_band(launch: Callable[..., Any]) -
     server = launch(FakeEngine(num_blocks=64, block_size=4, threaded=True, step_s=0.1))
     session = server.open()
     session.start(1, PROMPT)
-    stream = Stream(server)
+    stream = server.stream()
     requests = [session.request(decode_sequence_ids=[1]) for _ in range(3)]
     for request in requests:
         stream.send(request)
@@ -164,7 +132,7 @@ def test_a_third_step_in_flight_is_refused_in_band(launch: Callable[..., Any]) -
 
 def test_in_band_errors_name_fields_from_the_messages_root(server: Any) -> None:
     session = server.open()
-    stream = Stream(server)
+    stream = server.stream()
     stream.send(session.request(decode_sequence_ids=[99]))
     error = stream.receive().error
     assert error.reason == error_pb2.ERROR_REASON_SEQUENCE_UNKNOWN
@@ -185,7 +153,7 @@ def test_a_newer_stream_replaces_the_older(launch: Callable[..., Any]) -> None:
     server = launch(FakeEngine(num_blocks=64, block_size=4, threaded=True, step_s=0.2))
     session = server.open()
     session.start(1, PROMPT)
-    older, newer = Stream(server), Stream(server)
+    older, newer = server.stream(), server.stream()
     older.send(session.request(decode_sequence_ids=[1]))
     while not session.state().inflight_step_numbers:
         time.sleep(0.005)
@@ -204,7 +172,7 @@ def test_a_lost_stream_leaves_its_steps_to_commit(launch: Callable[..., Any]) ->
     server = launch(FakeEngine(num_blocks=64, block_size=4, threaded=True, step_s=0.2))
     session = server.open()
     session.start(1, PROMPT)
-    stream = Stream(server)
+    stream = server.stream()
     for _ in range(2):
         stream.send(session.request(decode_sequence_ids=[1]))
     while len(session.state().inflight_step_numbers) < 2:
@@ -218,7 +186,7 @@ def test_a_lost_stream_leaves_its_steps_to_commit(launch: Callable[..., Any]) ->
 
 def test_a_stream_carries_one_session(server: Any) -> None:
     one, two = server.open(), server.open()
-    stream = Stream(server)
+    stream = server.stream()
     stream.send(one.request())
     assert stream.receive().step.step_number == 1
     before = server.digest()
@@ -261,7 +229,7 @@ def test_a_failed_step_fails_the_one_behind_it(launch: Callable[..., Any]) -> No
     tickets = server.on_loop(lambda: server.core.counters.steps_accepted)
     engine.faults.fail_tickets.update(range(tickets + 1))
     engine.faults.fail_tickets.add(tickets + 1)
-    stream = Stream(server)
+    stream = server.stream()
     stream.send(session.request(decode_sequence_ids=[1]))
     stream.send(session.request(decode_sequence_ids=[1]))
     reasons = [stream.receive().step.error.reason for _ in range(2)]
@@ -296,7 +264,7 @@ def test_a_sequence_with_nan_fails_alone(launch: Callable[..., Any]) -> None:
 
 def test_a_client_that_sends_without_reading_is_held_back(server: Any) -> None:
     session = server.open()
-    stream = Stream(server)
+    stream = server.stream()
     sent = 200
     for _ in range(sent):
         stream.send(session.request(step_number=50))
