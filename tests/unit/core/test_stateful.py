@@ -23,14 +23,14 @@ PHASES = (
 EVERY = [
     "committed",
     "failed",
-    "sequence_failed",
-    "failed_after_it_was_handed_out",
+    "sequence failed",
+    "failed after it was handed out",
     "overlapped",
     "replayed",
     "expired",
-    "doomed_by_EPOCH_STALE",
-    "doomed_by_PREDECESSOR_FAILED",
-    "doomed_by_SESSION_UNKNOWN",
+    "doomed by EPOCH_STALE",
+    "doomed by PREDECESSOR_FAILED",
+    "doomed by SESSION_UNKNOWN",
     "SESSION_UNKNOWN",
     "EPOCH_STALE",
     "SEQUENCE_UNKNOWN",
@@ -49,8 +49,8 @@ EVERY = [
     "STEP_MISMATCH",
     "STEP_STALE",
     "LIMIT_EXCEEDED",
-    "stepped_back",
-    "plain_decodes",
+    "stepped back",
+    "plain decodes",
     "restored",
 ]
 """What must have happened in a run of full length, each at least once."""
@@ -75,5 +75,5 @@ def test_the_core_does_what_the_model_says() -> None:
         )
         round_number += 1
     print(dict(executed.most_common()))
-    rare = [name for name in EVERY if executed[name.replace("_", " ")] + executed[name] == 0]
+    rare = [name for name in EVERY if executed[name] == 0]
     assert not rare or RULES < 100_000, f"never happened: {rare}"
