@@ -24,6 +24,7 @@ class Flight:
             would force a copy.
         failure: set once it is known that the step failed.
         watched_error: what waiting for the step in another thread raised.
+        launched: whether the graph was handed to the device.
         ended: set, by any thread, once the device has ended the step.
     """
 
@@ -34,6 +35,7 @@ class Flight:
     failure: MlxrtError | None = None
     watched_error: Exception | None = None
     ended: bool = False
+    launched: bool = False
     launched_s: float = 0.0
     timings: Timings = field(default_factory=Timings)
 

@@ -87,11 +87,13 @@ class StepRunner:
             # A launch now would find the pool's buffers in use and copy them.
             while len(self.flights) > 1:
                 outcomes.append(self.finish())
-        if flight.failure is None and flight.graph is not None:
+        if flight.graph is not None:
             if predecessor is not None and predecessor.failure is not None:
                 self._fail_dependent(flight, predecessor)
             if flight.failure is None:
                 self._launch(flight)
+            else:
+                self._forward.restore(flight.snapshot)
         return outcomes
 
     def finish(self) -> StepOutcome:
@@ -109,8 +111,6 @@ class StepRunner:
         if flight.failure is not None or outcome is None:
             self.counters.failed_steps += not flight.plan.cancelled
             assert flight.failure is not None
-            for later in self.flights:
-                self._fail_dependent(later, flight)
             return StepOutcome(flight.plan.ticket, timings=flight.timings, failure=flight.failure)
         self.counters.failed_rows += self._spread_row_failures(flight, outcome)
         return outcome
@@ -153,7 +153,7 @@ class StepRunner:
             counters.rows += batch.row_count
             counters.padding_rows += batch.bucket_row_count - batch.row_count
             counters.sampled_rows += len(batch.selected_sequences)
-        flight.launched_s = time.perf_counter()
+        flight.launched, flight.launched_s = True, time.perf_counter()
         try:
             mx.async_eval(flight.graph.arrays(), forward.pools())  # type: ignore[no-untyped-call]
         except Exception as error:
@@ -252,7 +252,14 @@ class StepRunner:
                 outcome.entry_rows[index] = SampledRow(failure=failure)
 
     def _fail(self, flight: Flight, failure: MlxrtError) -> None:
-        """Marks the step failed and takes back what it wrote into the mirrors."""
+        """Marks the step failed, with those that follow from it, and takes back what they wrote.
+
+        Newest first: a later step's record of what stood before may name this step's tokens.
+        """
+        for later in reversed(self.flights):
+            if later is flight:
+                break
+            self._fail_dependent(later, flight)
         flight.failure = failure
         if flight.batch is not None:
             undo_batch(flight.batch, self._mirrors)
@@ -270,11 +277,17 @@ class StepRunner:
             raise DeviceLostError(f"{activity}: {error}") from error
         if flight.snapshot:
             self._forward.restore(flight.snapshot)
+        failure = _execution_failed(activity, error)
+        for later in self.flights:
+            if later is not flight and later.on_device and not later.launched:
+                # It is built on what failed; its handles of the pool are not to be evaluated.
+                self._fail(later, failure)
+                self._forward.restore(later.snapshot)
         try:
             mx.eval(self._forward.pools())
         except Exception as second:
             raise DeviceLostError(f"{activity}: {error}; then the pool: {second}") from error
-        self._fail(flight, _execution_failed(activity, error))
+        self._fail(flight, failure)
 
 
 def _execution_failed(activity: str, error: Exception) -> MlxrtError:
