@@ -98,7 +98,7 @@ class MemoryPlan:
         lines = (
             ("weights", self.weight_bytes, ""),
             ("KV pool", self.pool_bytes, f"{self.num_blocks} blocks, {positions} positions"),
-            ("worst step", self.step_bytes, "estimate"),
+            ("worst step", self.step_bytes, "estimate; MLX keeps up to as much of it for reuse"),
             ("total", self.total_bytes, ""),
             ("limit", self.limit_bytes, f"{share:.0%} of {_mebibytes(self.device_bytes)}"),
         )

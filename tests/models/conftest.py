@@ -121,6 +121,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return get
 
 
+@pytest.fixture
+def save_checkpoint(tmp_path: Path) -> Callable[..., Path]:
+    """Saves a tiny checkpoint by name, with other config fields."""
+
+    def save(name: str, **fields: Any) -> Path:
+        folder = tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}"
+        return write_checkpoint(folder, {**CONFIGS[name], **fields})
+
+    return save
+
+
 class Heard:
     """A listener that keeps what it hears."""
 

@@ -10,6 +10,8 @@ from collections import Counter
 import mlx.core as mx
 import pytest
 
+from mlxrt import kernels
+
 
 def _population(scheduler, count: int = 6) -> None:
     for index in range(count):
@@ -45,6 +47,23 @@ def test_one_async_eval_a_step_and_no_other_evaluation(
     steps = _run(scheduler)
     assert calls == {("async_eval", "mlxrt-engine"): steps}
     assert running.engine.counters().async_evals == steps
+
+
+def test_the_native_path_runs_the_kernels_once_per_layer_and_the_gather_path_none(
+    checkpoint, start_engine, make_scheduler
+):
+    for path, calls in (("gather", 0), ("native", 3)):
+        running = start_engine(checkpoint("qwen3"), attention=path)
+        scheduler = make_scheduler(running, seed=1)
+        _population(scheduler)
+        kernels.reset_counters()
+        steps = _run(scheduler)
+        counted = kernels.counters()
+        running.engine.close()
+        # The last layer of a step that samples nothing need not attend.
+        assert counted["kv_write"] == calls * steps
+        assert calls * (steps - 1) <= counted["paged_attention"] <= calls * steps
+        assert counted["copy_blocks"] == 0
 
 
 @pytest.mark.parametrize("path", ["gather", "native"])

@@ -1,4 +1,4 @@
-"""What a step that fails does to the one that was built on it, by a runner on the test's own thread."""
+"""What a failed step does to the one built on it, by a runner on the test's own thread."""
 
 from __future__ import annotations
 
