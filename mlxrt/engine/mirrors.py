@@ -96,14 +96,16 @@ class SequenceMirrors:
         prompt = np.asarray(registration.prompt, np.int32)
         self.ensure_columns(len(prompt) + 1)
         self.tokens[row, : len(prompt)] = prompt
-        self.prompt_length[row] = len(prompt)
+        prompt_length = len(prompt) - registration.generated_count
+        self.prompt_length[row] = prompt_length
         for table in self.tables:
             table[row] = 0
         rules = registration.sampling
         if not is_plain_greedy(rules):
             self.sampling[row] = SamplingRow(rules, seed=registration.seed)
             if rules.penalised:
-                self.sampling[row].prompt = np.unique(prompt)  # type: ignore[union-attr]
+                distinct = np.unique(prompt[:prompt_length])
+                self.sampling[row].prompt = distinct  # type: ignore[union-attr]
 
     def update_table(self, update: TableUpdate) -> None:
         """Writes a change into a table; an unknown sequence is no error."""

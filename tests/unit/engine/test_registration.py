@@ -1,0 +1,19 @@
+"""A sequence that comes back after a discarded step: what it had generated still counts so."""
+
+from __future__ import annotations
+
+from mlxrt.core.sampling import Sampling
+from mlxrt.core.step import Registration
+from mlxrt.engine.mirrors import SequenceMirrors
+
+
+def test_tokens_that_were_generated_are_no_prompt() -> None:
+    mirrors = SequenceMirrors(group_count=1)
+    rules = Sampling(frequency_penalty=1.0)
+    mirrors.register(Registration(1, [7, 7, 5, 9, 9], rules, seed=3, generated_count=2))
+    (row,) = mirrors.rows_of([1])
+    assert mirrors.prompt_length[row] == 3
+    assert mirrors.tokens[row, :5].tolist() == [7, 7, 5, 9, 9]
+    sampling = mirrors.sampling[row]
+    assert sampling is not None
+    assert sampling.prompt.tolist() == [5, 7]
