@@ -223,6 +223,11 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         30.0, ge=0, le=3600, description="Longest drain after SIGTERM, seconds. 0 to 3600.",
     )  # fmt: skip
+    stall_seconds: float = Field(
+        120.0, ge=0.1, le=86_400,
+        description="Age of a running step at which health says NOT_SERVING until it ends, "
+        "seconds. 0.1 to 86400.",
+    )  # fmt: skip
     reflection: bool = Field(
         True, description="Serve grpc.reflection. Default: true, as only loopback is served."
     )

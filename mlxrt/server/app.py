@@ -17,7 +17,7 @@ from mlxrt.config import Settings
 from mlxrt.core.model import ModelFacts
 from mlxrt.core.step import StepOutcome
 from mlxrt.engine.base import Engine, EngineDescription
-from mlxrt.errors import MlxrtError
+from mlxrt.errors import MlxrtError, Reason
 from mlxrt.server import execution_service, health, model_service, session_service
 from mlxrt.server.channel_options import channel_options
 from mlxrt.server.dispatch import EngineEvents
@@ -28,6 +28,7 @@ from mlxrt.server.lifecycle import ExitCode, Lifecycle, ServerState, draining
 from mlxrt.server.listening import bind
 from mlxrt.server.reaper import Reaper, monotonic_ms
 from mlxrt.server.runtime import Runtime, build_runtime
+from mlxrt.server.stall import StallWatch
 from mlxrt.server.summary import Summary
 from mlxrt.server.tuning import tune_garbage_collector
 
@@ -124,6 +125,7 @@ class Server:
             await asyncio.wait(wanted, return_when=asyncio.FIRST_COMPLETED)
             if not self._lost.is_set():
                 await self._drain.run(self.runtime)
+                self._lose_what_hangs()
         finally:
             for task in wanted:
                 task.cancel()
@@ -170,10 +172,17 @@ class Server:
             self._on_lost(defect("loading", error))
             return
         reaper = Reaper(self.runtime, self._limits.default_lease_ttl_ms)
+        stall = StallWatch(
+            self._engine,
+            self.runtime.dispatcher,
+            self.lifecycle,
+            self._settings.stall_seconds,
+        )
         loop = asyncio.get_running_loop()
         self._tasks += [
             loop.create_task(reaper.run()),
             loop.create_task(Summary(self.runtime).run()),
+            loop.create_task(stall.run()),
         ]
         self.lifecycle.move_to(ServerState.SERVING)
         _log.info(
@@ -192,6 +201,13 @@ class Server:
         if self.runtime is not None:
             self.runtime.dispatcher.stop(loss)
         self._lost.set()
+
+    def _lose_what_hangs(self) -> None:
+        """Gives up a device that holds a step for good, so that the drain ends."""
+        if self.runtime is None or self.lifecycle.loss is not None:
+            return
+        if self.runtime.core.inflight_count():
+            self._on_lost(MlxrtError(Reason.DEVICE_LOST, "a step did not end in the drain"))
 
     def _exit_code(self, loss: MlxrtError) -> ExitCode:
         """Loading says its own code in the metadata `exit_code`; MODEL unless it does. Later, the

@@ -149,6 +149,11 @@ class Dispatcher:
         finally:
             self._pumping = False
 
+    def oldest_plan_age_s(self) -> float:
+        """Seconds since the oldest plan that the engine has was submitted; 0 where it has none."""
+        oldest_s = next(iter(self._submitted_s.values()), None)
+        return 0.0 if oldest_s is None else time.perf_counter() - oldest_s
+
     def stop(self, loss: MlxrtError) -> None:
         """Answers every waiting step with `loss`; nothing commits from now on. Idempotent."""
         self._stopped = True

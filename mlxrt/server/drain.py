@@ -38,7 +38,7 @@ class Drain:
         self._hurried.set()
 
     async def run(self, runtime: Runtime | None) -> None:
-        """Drains; returns when no session is left, or at once where the device is lost meanwhile.
+        """Drains; returns when no session is left, or early where the device is lost or stalls.
 
         Args:
             runtime: None while the model is still loading; there is nothing to wait for then.
@@ -51,7 +51,7 @@ class Drain:
         while not (runtime.holds_nothing or self._over(deadline_s)):
             await self._moment()
         self._lifecycle.closed = True
-        while runtime.core.inflight_count() and not self._lost:
+        while runtime.core.inflight_count() and not self._lost and not self._lifecycle.stalled:
             await self._moment()
         if not self._lost:
             self._close_sessions(runtime)

@@ -25,13 +25,14 @@ _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class HealthService:
-    """The health of `services` and of "", all the same: SERVING while new work is taken, else
-    NOT_SERVING."""
+    """The health of `services` and of "", all the same: SERVING while new work is taken and the
+    device answers, else NOT_SERVING."""
 
     def __init__(self, lifecycle: Lifecycle, services: Collection[str]) -> None:
         self._services = {"", *services}
         self._status = _NOT_SERVING
         self._watchers: set[asyncio.Queue[int | None]] = set()
+        self._lifecycle = lifecycle
         lifecycle.subscribe(self._on_state)
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -50,7 +51,8 @@ class HealthService:
             watcher.put_nowait(None)
 
     def _on_state(self, state: ServerState) -> None:
-        status = _SERVING if state is ServerState.SERVING else _NOT_SERVING
+        well = state is ServerState.SERVING and not self._lifecycle.stalled
+        status = _SERVING if well else _NOT_SERVING
         if status != self._status:
             self._status = status
             for watcher in self._watchers:
@@ -63,7 +65,7 @@ class HealthService:
 
     async def _watch(self, data: bytes, context: Context) -> None:
         known = await _service(data, context) in self._services
-        # At most three changes in a server's life, so the queue needs no bound.
+        # States change three times in a server's life and stalls are rare: no bound is needed.
         changes: asyncio.Queue[int | None] = asyncio.Queue()
         self._watchers.add(changes)
         try:

@@ -38,16 +38,18 @@ class Lifecycle:
         state: what the server does now.
         loss: why it failed; None unless FAILED.
         closed: the drain is over and every call is refused.
+        stalled: the device does not answer; it may yet.
     """
 
     def __init__(self) -> None:
         self.state = ServerState.LOADING
         self.loss: MlxrtError | None = None
         self.closed = False
+        self.stalled = False
         self._listeners: list[Callable[[ServerState], None]] = []
 
     def subscribe(self, listener: Callable[[ServerState], None]) -> None:
-        """Calls `listener` with each new state, and with the present one at once."""
+        """Calls `listener` with the state, at once and whenever state or `stalled` changes."""
         self._listeners.append(listener)
         listener(self.state)
 
@@ -60,6 +62,12 @@ class Lifecycle:
         for listener in self._listeners:
             listener(state)
         return True
+
+    def set_stalled(self, stalled: bool) -> None:
+        """Notes a change of `stalled` and tells the listeners."""
+        self.stalled = stalled
+        for listener in self._listeners:
+            listener(self.state)
 
     def fail(self, loss: MlxrtError) -> None:
         """Enters FAILED for `loss`; later losses are ignored."""

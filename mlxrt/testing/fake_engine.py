@@ -106,6 +106,7 @@ class FakeEngine:
         self._step_s = step_s
         self._load_gate = load_gate
         self._lost = False
+        self._running_s: float | None = None
         self._listener: EngineListener | None = None
         self._plans: queue.SimpleQueue[StepPlan | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="fake-engine") if threaded else None
@@ -131,8 +132,9 @@ class FakeEngine:
             self._run(plan)
 
     def heartbeat_age_s(self) -> float:
-        """0: a fake does not hang."""
-        return 0.0
+        """As Engine.heartbeat_age_s: since the running plan began, 0 where none runs."""
+        running_s = self._running_s
+        return 0.0 if running_s is None else time.perf_counter() - running_s
 
     def close(self) -> None:
         """As Engine.close."""
@@ -164,7 +166,7 @@ class FakeEngine:
         assert self._listener is not None
         if self._lost:
             return
-        started = time.perf_counter()
+        started = self._running_s = time.perf_counter()
         if self._step_s and not plan.cancelled:
             time.sleep(self._step_s)
         self.last_ticket = plan.ticket
@@ -175,5 +177,6 @@ class FakeEngine:
         failing = plan.ticket in self.faults.fail_tickets
         outcome = self._runner.run(plan, failing)
         self.plans_run += not plan.cancelled
+        self._running_s = None
         outcome.timings = Timings(device_us=int((time.perf_counter() - started) * 1e6))
         self._listener.on_outcome(outcome)

@@ -190,6 +190,46 @@ def next_ticket(server: Any) -> int:
     return server.engine.last_ticket + 1
 
 
+def test_a_stall_shows_in_health_until_the_step_ends(launch: Callable[..., Any]) -> None:
+    engine = FakeEngine(num_blocks=64, block_size=4, threaded=True, step_s=0.5)
+    server = launch(engine, stall_seconds=0.2)
+    watch = Watch(server, "")
+    while watch.next() != SERVING:
+        pass
+    session = server.open()
+    call = server.channel.unary_unary("/mlxrt.v1.ExecutionService/Step").future(
+        session.request().SerializeToString(), timeout=10
+    )
+    assert watch.next() == NOT_SERVING
+    assert not call.done()
+    assert watch.next() == SERVING
+    assert not step_pb2.StepResponse.FromString(call.result()).HasField("error")
+    time.sleep(0.5)
+    assert watch.statuses.empty()
+
+
+def test_a_step_that_never_ends_can_not_keep_the_drain(
+    launch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxrt.server.app.LOST_CLOSE_S", 0.2)
+    engine = FakeEngine(num_blocks=64, block_size=4, threaded=True)
+    server = launch(engine, stall_seconds=0.3, drain_seconds=0.1)
+    session = server.open()
+    hang = threading.Event()
+    run = engine._runner.run
+    monkeypatch.setattr(engine._runner, "run", lambda *a: hang.wait(20) and run(*a))
+    call = server.channel.unary_unary("/mlxrt.v1.ExecutionService/Step").future(
+        session.request().SerializeToString(), timeout=10
+    )
+    while not session.state().inflight_step_numbers:
+        time.sleep(0.005)
+    server.on_loop(server.server.drain)
+    assert server.exit_code.result(10) is ExitCode.DEVICE_LOST
+    reply = step_pb2.StepResponse.FromString(call.result())
+    assert reply.error.reason == error_pb2.ERROR_REASON_DEVICE_LOST
+    hang.set()
+
+
 def test_loss_ends_streams_after_what_they_are_due(launch: Callable[..., Any]) -> None:
     engine = FakeEngine(num_blocks=64, block_size=4, threaded=True, step_s=0.1)
     server = launch(engine)
