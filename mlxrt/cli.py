@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from rich.console import Console
 
 from mlxrt.config import ConfigError, Settings, load_settings
 from mlxrt.server.lifecycle import ExitCode
+from mlxrt.versions import installed_versions
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 bench = typer.Typer(
@@ -53,8 +53,8 @@ def main() -> None:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        names = ("mlxrt", "mlxrt-client", "mlx", "mlx-lm", "grpcio", "protobuf")
-        typer.echo("\n".join(f"{name} {version(name)}" for name in names))
+        versions = installed_versions().items()
+        typer.echo("\n".join(f"{name} {version}" for name, version in versions))
         raise typer.Exit
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rich.console import Console
@@ -15,8 +14,7 @@ from mlxrt.errors import MlxrtError
 from mlxrt.launch import make_engine
 from mlxrt.server.lifecycle import ExitCode
 from mlxrt.testing.local_runner import LocalRunner
-
-PACKAGES = ("mlxrt", "mlxrt-client", "mlx", "mlx-lm", "numpy", "grpcio", "protobuf")
+from mlxrt.versions import installed_versions
 
 
 def run_check(settings: Settings, console: Console) -> ExitCode:
@@ -77,9 +75,6 @@ def _environment() -> Table:
     table = Table("what", "which", show_header=False)
     table.add_row("system", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores")
     table.add_row("Python", platform.python_version())
-    for name in PACKAGES:
-        try:
-            table.add_row(name, version(name))
-        except PackageNotFoundError:
-            table.add_row(name, "from a source tree")
+    for name, version in installed_versions().items():
+        table.add_row(name, version)
     return table
