@@ -32,6 +32,13 @@ JsonPath = Annotated[
     Path | None,
     typer.Option("--json", help='Where to write the report as JSON; "-" for standard output.'),
 ]
+AcceptSemantics = Annotated[
+    bool,
+    typer.Option(
+        "--accept-mlx-lm-semantics",
+        help="Load a checkpoint although mlx-lm ignores a config field that changes numbers.",
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -85,6 +92,7 @@ def serve(
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     config: ConfigFile = None,
+    accept: AcceptSemantics = False,
     set_: SetOption = None,
     poison_pool: Annotated[bool, typer.Option("--poison-pool", hidden=True)] = False,
 ) -> None:
@@ -100,7 +108,7 @@ def serve(
     settings = _settings(
         config, set_, model=model, fake=fake or None, address=address,
         attention=attention, dtype=dtype, blas=blas, block_size=block_size, num_blocks=num_blocks,
-        log_level=log_level,
+        log_level=log_level, accept_mlx_lm_semantics=accept or None,
     )  # fmt: skip
     configure_logs(settings.log_format, settings.log_level)
     engine = make_engine(settings, poison_pool=poison_pool)
@@ -126,12 +134,16 @@ def check(
     dtype: Dtype = None,
     blas: Blas = None,
     config: ConfigFile = None,
+    accept: AcceptSemantics = False,
     set_: SetOption = None,
 ) -> None:
     """Checks environment, ABI and memory plan, and a checkpoint's numbers against mlx-lm alone."""
     from mlxrt.check.run import run_check
 
-    settings = _settings(config, set_, model=model, attention=attention, dtype=dtype, blas=blas)
+    settings = _settings(
+        config, set_, model=model, attention=attention, dtype=dtype, blas=blas,
+        accept_mlx_lm_semantics=accept or None,
+    )  # fmt: skip
     raise typer.Exit(run_check(settings, Console()))
 
 

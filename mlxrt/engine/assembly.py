@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import structlog
 
 from mlxrt.attention import (
     AttentionChoice,
@@ -37,6 +38,7 @@ from mlxrt.models.probe import ModelShape, probe
 from mlxrt.models.rows import install_row_selector
 
 Progress = Callable[[float, str], None]
+_log = structlog.get_logger("mlxrt.engine")
 
 _DTYPES: Mapping[str, mx.Dtype] = {
     "float32": mx.float32,
@@ -83,6 +85,8 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
         # installed; it gains nothing and changes no bit.
         mx.disable_compile()
     chosen = choose_path(AttentionChoice(config.attention))
+    if chosen.reason:
+        _log.warning("gather attention instead of native", reason=chosen.reason)
     dtype = _dtype(config, device)
     max_length = min(
         config.max_model_length, checkpoint.max_model_length or config.max_model_length
