@@ -262,15 +262,15 @@ async def serve(
         ConfigError: the address can't be bound. Exit code 2.
     """
     server = Server(settings, engine, progress)
-    await server.start()
-    if on_listening is not None:
-        on_listening(server.address)
+    server.lifecycle.subscribe(_tune_when_serving)
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT) if handle_signals else ()
     for number in signals:
         loop.add_signal_handler(number, server.drain)
-    server.lifecycle.subscribe(_tune_when_serving)
     try:
+        await server.start()
+        if on_listening is not None:
+            on_listening(server.address)
         return await server.wait()
     finally:
         for number in signals:

@@ -68,16 +68,18 @@ class SessionService:
         decode_request_id(request.request_id)
         if len(request.client_name.encode()) > CLIENT_NAME_BYTES_MAX:
             raise field_invalid("client_name", f"has at most {CLIENT_NAME_BYTES_MAX} bytes")
+        new_id = secrets.token_hex(_SESSION_ID_BYTES)
         opened = runtime.core.open_session(
             request.request_id, request.lease_ttl_ms, request.client_name,
-            session_id=secrets.token_hex(_SESSION_ID_BYTES),
+            session_id=new_id,
             session_seed=secrets.randbits(_SEED_BITS),
             now_ms=runtime.now_ms(),
         )  # fmt: skip
-        _log.info(
-            "session open", session_id=opened.session.session_id,
-            client_name=request.client_name, lease_ttl_ms=opened.lease_ttl_ms,
-        )  # fmt: skip
+        if opened.session.session_id == new_id:  # else a repeat
+            _log.info(
+                "session open", session_id=new_id, client_name=request.client_name,
+                lease_ttl_ms=opened.lease_ttl_ms,
+            )  # fmt: skip
         return serialize(
             session_pb2.OpenSessionResponse(
                 session=_ref(opened.session),
