@@ -1,9 +1,9 @@
-"""The gather path: plain MLX, the reference that the native path is tested against and the
-fallback.
+"""The gather path: plain MLX, the reference of the native path's tests and the fallback.
 
-Its cost: each layer gathers the whole context of each sequence before attention, and one attention
-call runs per sequence. Its functional write is in place only while nothing else holds the pool's
-buffer, so the engine launches a step on this path only after the step before has ended.
+Its cost: each layer gathers the whole context of each sequence before attention. Sequences with one
+row share attention calls, those with more have one each. Its functional write is in place only
+while nothing else holds the pool's buffer, so the engine launches a step on this path only after
+the step before has ended.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from mlxrt.attention.metadata import StepMetadata
+from mlxrt.attention.metadata import HostRows, StepMetadata
 from mlxrt.attention.path import AttendCounts
+
+GATHERED_POSITIONS_MAX = 1 << 15
+"""Positions that one shared attention call gathers at most; a longer sequence has its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +32,41 @@ class _Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class _Singles:
+    """Sequences of one row each that share a call; L is the positions of the longest one's blocks.
+
+    Attributes:
+        rows: [n] int32, their rows.
+        blocks: [n, W] int32.
+        contexts: [n, 1] int32.
+        columns: [1, L] int32.
+        valid: [n, L] bool, positions below each context.
+    """
+
+    rows: mx.array
+    blocks: mx.array
+    contexts: mx.array
+    columns: mx.array
+    valid: mx.array
+
+
+@dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A step as this path needs it: the slot of each real row as `(block, offset)`, and the
-    sequences one by one.
+    """A step as this path needs it.
+
+    Attributes:
+        blocks, offsets: the slot of each real row.
+        order: [T] int32, where each row stands in the outputs of singles, then segments; None
+            where they are in order already.
     """
 
     blocks: mx.array
     offsets: mx.array
     row_count: int
     padding_count: int
+    singles: tuple[_Singles, ...]
     segments: tuple[_Segment, ...]
+    order: mx.array | None
 
 
 class GatherPath:
@@ -55,23 +83,30 @@ class GatherPath:
         self.counts = AttendCounts()
 
     def prepare(self, metadata: StepMetadata) -> _Prepared:
-        """Splits the step into sequences."""
+        """Splits the step into calls of attention."""
         host = metadata.host
-        starts = host.query_start.tolist()
-        contexts = host.context_len.tolist()
-        row_count = starts[-1]
+        row_count = int(host.query_start[-1])
         slots = host.slots[:row_count]
+        groups, alone = _part(host)
         segments = []
-        for index, context in enumerate(contexts):
-            block_count = -(-context // host.block_size)
-            blocks = mx.array(host.block_tables[index, :block_count])
-            segments.append(_Segment(starts[index], starts[index + 1], blocks, context))
+        rows: list[int] = []
+        for group in groups:
+            rows += host.query_start[group].tolist()
+        for index in alone:
+            first, last = host.query_start[index : index + 2].tolist()
+            rows += range(first, last)
+            context = int(host.context_len[index])
+            blocks = mx.array(host.block_tables[index, : -(-context // host.block_size)])
+            segments.append(_Segment(first, last, blocks, context))
+        in_order = rows == list(range(row_count))
         return _Prepared(
             blocks=mx.array((slots // host.block_size).astype(np.int32)),
             offsets=mx.array((slots % host.block_size).astype(np.int32)),
             row_count=row_count,
             padding_count=len(host.slots) - row_count,
+            singles=tuple(_singles(host, group) for group in groups),
             segments=tuple(segments),
+            order=None if in_order else mx.array(np.argsort(rows).astype(np.int32)),
         )
 
     def write(
@@ -103,13 +138,19 @@ class GatherPath:
         """As `AttentionPath.attend`."""
         self.counts.gather += 1
         outputs = [
+            _attend_singles(queries, pool, group, scale, window, sinks)
+            for group in prepared.singles
+        ]
+        outputs += [
             _attend_sequence(queries, pool, segment, scale, window, sinks)
             for segment in prepared.segments
         ]
+        output = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=0)
+        if prepared.order is not None:
+            output = output[prepared.order]
         if prepared.padding_count:
-            shape = (prepared.padding_count, queries.shape[1], pool[1].shape[3])
-            outputs.append(mx.zeros(shape, queries.dtype))
-        return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=0)
+            output = mx.pad(output, [(0, prepared.padding_count), (0, 0), (0, 0)])
+        return output
 
     def copy_blocks(
         self, pools: Sequence[mx.array], sources: mx.array, destinations: mx.array
@@ -127,6 +168,76 @@ def _new_handle(pool: mx.array) -> mx.array:
     as it was.
     """
     return pool.reshape(pool.shape)
+
+
+def _part(host: HostRows) -> tuple[list[list[int]], list[int]]:
+    """Parts the sequences into groups that share a call and those that have one each.
+
+    A group's blocks differ in number by at most a factor of two, so that padding at most doubles
+    what is gathered.
+    """
+    counts = np.diff(host.query_start)
+    block_counts = -(-host.context_len // host.block_size)
+    shared: dict[int, list[int]] = {}
+    alone = []
+    for index, (count, blocks) in enumerate(
+        zip(counts.tolist(), block_counts.tolist(), strict=True)
+    ):
+        if count == 1:
+            shared.setdefault(blocks.bit_length(), []).append(index)
+        else:
+            alone.append(index)
+    groups = []
+    for bits, members in sorted(shared.items()):
+        size = max(1, GATHERED_POSITIONS_MAX // (host.block_size << bits))
+        for first in range(0, len(members), size):
+            group = members[first : first + size]
+            if len(group) == 1:
+                alone += group
+            else:
+                groups.append(group)
+    return groups, sorted(alone)
+
+
+def _singles(host: HostRows, group: list[int]) -> _Singles:
+    contexts = host.context_len[group][:, None]
+    width = -(-int(contexts.max()) // host.block_size)
+    columns = np.arange(width * host.block_size, dtype=np.int32)[None]
+    return _Singles(
+        rows=mx.array(host.query_start[group]),
+        blocks=mx.array(host.block_tables[group, :width]),
+        contexts=mx.array(contexts),
+        columns=mx.array(columns),
+        valid=mx.array(columns < contexts),
+    )
+
+
+def _attend_singles(
+    queries: mx.array,
+    pool: tuple[mx.array, mx.array],
+    group: _Singles,
+    scale: float,
+    window: int,
+    sinks: mx.array | None,
+) -> mx.array:
+    """Attention of the group's rows: `[n, Hq, D]`."""
+    visible = group.valid
+    if window:
+        visible = visible & (group.columns >= group.contexts - window)
+    # A masked position is multiplied by 0 all the same, and 0 * NaN is NaN: so it is zeroed.
+    kept = group.valid[:, :, None, None]
+    keys, values = (
+        mx.where(kept, array[group.blocks].flatten(1, 2), 0).transpose(0, 2, 1, 3) for array in pool
+    )
+    output = mx.fast.scaled_dot_product_attention(
+        queries[group.rows][:, :, None],
+        keys,
+        values,
+        scale=scale,
+        mask=visible[:, None, None],
+        sinks=sinks,
+    )
+    return output.squeeze(2)
 
 
 def _attend_sequence(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mlxrt.attention.gather import GATHERED_POSITIONS_MAX
 from mlxrt.models.errors import ModelError
 
 CPU_POOL_BYTES_MAX = 1 << 30
@@ -57,7 +58,9 @@ class StepShape:
         gathered = 0
         if self.gather:
             chunk = min(self.rows, self.context)
-            gathered = 4 * self.context * self.keys * self.item_bytes
+            # Keys and values of one call, each as gathered, zeroed and transposed.
+            positions = max(self.context, min(GATHERED_POSITIONS_MAX, self.rows * self.context))
+            gathered = 6 * positions * self.keys * self.item_bytes
             gathered += 2 * self.heads * chunk * self.context * self.item_bytes
         return _OVERLAP * (activations + gathered) + logits
 
