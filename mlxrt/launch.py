@@ -48,7 +48,7 @@ def make_engine(settings: Settings, *, poison_pool: bool = False) -> Engine:
             max_step_rows=limits.max_step_rows,
             max_step_sequences=limits.max_step_sequences,
             max_logits_rows=limits.max_logits_rows,
-            row_buckets=settings.row_buckets or None,
+            row_buckets=settings.row_buckets,
             poison_pool=poison_pool,
             accept_dropped_semantics=settings.accept_mlx_lm_semantics,
         )
