@@ -28,8 +28,6 @@ from mlxrt.core.model import Limits
 ENV_PREFIX = "MLXRT_"
 UNIX_PATH_BYTES_MAX = 103
 """Longest path of a unix socket that every system takes, bytes."""
-
-
 FAKE_MODEL_LENGTH_MAX = 1 << 15
 """Positions of the fake model's longest sequence; its sums are exact up to there."""
 
@@ -60,8 +58,7 @@ def _checked_address(address: str) -> str:
     if not loopback4 and host != "[::1]":
         raise ValueError(
             f"{address!r} can be reached from other machines, which needs TLS, and mlxrt has none "
-            "yet: "
-            "use unix:PATH or a loopback address (127.0.0.0/8, [::1])"
+            "yet: use unix:PATH or a loopback address (127.0.0.0/8, [::1])"
         )
     return f"{host}:{int(port)}"
 

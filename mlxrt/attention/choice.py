@@ -23,7 +23,11 @@ class AttentionChoice(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class ChosenPath:
-    """The path, and why it is not the native one where `auto` could not have it; else empty."""
+    """What was chosen.
+
+    Attributes:
+        reason: why `auto` did not take the native path; empty where it did, or was not asked to.
+    """
 
     path: AttentionPath
     reason: str

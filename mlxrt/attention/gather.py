@@ -70,10 +70,10 @@ class _Prepared:
 
 
 class GatherPath:
-    """Gathers a sequence's blocks, cuts them at its context and calls mlx's own attention.
+    """Gathers the sequences' blocks and calls mlx's own attention on what is below their contexts.
 
-    Positions at or past the context are cut off before any arithmetic, so whatever a former owner
-    left there (NaN included) has no effect.
+    Positions at or past the context are cut off or zeroed before any arithmetic, so whatever a
+    former owner left there (NaN included) has no effect.
     """
 
     name = "gather"

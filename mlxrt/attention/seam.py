@@ -10,7 +10,7 @@ import functools
 import sys
 import threading
 from types import ModuleType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
@@ -20,7 +20,6 @@ _ORIGINAL = "_mlxrt_original"
 _lock = threading.Lock()
 
 
-@runtime_checkable
 class AttendingCache(Protocol):
     """A cache that does attention itself."""
 

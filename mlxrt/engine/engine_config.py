@@ -14,7 +14,7 @@ class EngineConfig:
         model: a local folder, a Hugging Face hub name, or "bundled".
         dtype: type of activations, keys and values; "auto" is float32 on a CPU, else the
             checkpoint's own.
-        attention: "auto" is native where the extension can be loaded.
+        attention: "auto" is native where that runs on the device, else gather.
         block_size: positions in a block, 1 to 256.
         num_blocks: blocks of the pool, block 0 included, at least 2; None for as many as the memory
             plan allows.

@@ -19,12 +19,10 @@ class ModelShape:
     Attributes:
         layers: KV of each layer.
         vocabulary_size: width of the logits.
-        logits_dtype: their type.
     """
 
     layers: tuple[LayerShape, ...]
     vocabulary_size: int
-    logits_dtype: mx.Dtype
 
 
 class _ProbeLayer:
@@ -66,4 +64,4 @@ def probe(model: Module, layer_count: int) -> ModelShape:
         if cache.shape is None or cache.attend_count != 1:
             raise ModelError(f"layer {index}: its attention can't be led to the paged pool")
         shapes.append(cache.shape)
-    return ModelShape(tuple(shapes), logits.shape[-1], logits.dtype)
+    return ModelShape(tuple(shapes), logits.shape[-1])

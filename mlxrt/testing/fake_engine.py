@@ -1,11 +1,10 @@
 """An engine without MLX: the fake model behind the same seam as the real one.
 
-What is read: a decode row, and an entry that samples or returns logits, reads every slot of its
-    visible context through
-the block tables that the plans' updates built, and nothing else; so a wrong table, a lost copy or
-a block that somebody else wrote changes the token, and a slot never written makes the row fail
-with NON_FINITE_LOGITS. Rows that do neither write their slots and read nothing. All rows of a step
-are written before any is read, as in a layer of a real model.
+A decode row, and an entry that samples or returns logits, reads every slot of its visible context
+through the block tables that the plans' updates built, and nothing else; so a wrong table, a lost
+copy or a block that somebody else wrote changes the token, and a slot never written makes the row
+fail with NON_FINITE_LOGITS. Rows that do neither write their slots and read nothing. All rows of a
+step are written before any is read, as in a layer of a real model.
 """
 
 from __future__ import annotations
