@@ -53,7 +53,6 @@ class Assembled:
 
     Attributes:
         folder: where the checkpoint and its tokenizer lie.
-        accepted_semantics: fields of the config that mlx-lm ignores and the user accepted.
         path_reason: why `auto` did not take the native path; else empty.
     """
 
@@ -63,7 +62,6 @@ class Assembled:
     description: EngineDescription
     plan: MemoryPlan
     folder: Path
-    accepted_semantics: tuple[str, ...]
     path_reason: str
 
 
@@ -79,6 +77,8 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
     accepted = check_semantics(
         checkpoint, family_of(checkpoint), accept_dropped=config.accept_dropped_semantics
     )
+    if accepted:
+        _log.warning("config fields without effect, as in mlx-lm", fields=accepted)
     device = current_device()
     if device.kind == "cpu":
         # There mx.compile calls a C++ compiler at run time, or does nothing where none is
@@ -121,7 +121,6 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
         description=_describe(device, chosen.path),
         plan=plan,
         folder=Path(checkpoint.folder),
-        accepted_semantics=tuple(accepted),
         path_reason=chosen.reason,
     )
 

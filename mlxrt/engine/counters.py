@@ -13,10 +13,10 @@ class EngineCounters:
         steps: plans with device work.
         rows: rows of their forwards, without padding.
         padding_rows: rows added to reach a bucket.
-        sampled_rows: rows that went through the head.
+        head_rows: rows that went through the head: those that sample or answer logits.
         async_evals: launches; one per step.
         failed_steps: steps that failed whole.
-        failed_rows: sequences that failed alone.
+        failed_sequences: sequences that failed alone.
         attend_native, attend_gather: attention calls of layers, by path.
         peak_bytes: the most memory that MLX held.
     """
@@ -24,10 +24,10 @@ class EngineCounters:
     steps: int = 0
     rows: int = 0
     padding_rows: int = 0
-    sampled_rows: int = 0
+    head_rows: int = 0
     async_evals: int = 0
     failed_steps: int = 0
-    failed_rows: int = 0
+    failed_sequences: int = 0
     attend_native: int = 0
     attend_gather: int = 0
     peak_bytes: int = 0

@@ -112,7 +112,7 @@ class StepRunner:
             self.counters.failed_steps += not flight.plan.cancelled
             assert flight.failure is not None
             return StepOutcome(flight.plan.ticket, timings=flight.timings, failure=flight.failure)
-        self.counters.failed_rows += self._spread_row_failures(flight, outcome)
+        self.counters.failed_sequences += self._spread_row_failures(flight, outcome)
         return outcome
 
     def _build(self, flight: Flight) -> None:
@@ -152,7 +152,7 @@ class StepRunner:
         if batch is not None:
             counters.rows += batch.row_count
             counters.padding_rows += batch.bucket_row_count - batch.row_count
-            counters.sampled_rows += len(batch.selected_sequences)
+            counters.head_rows += len(batch.selected_sequences)
         flight.launched, flight.launched_s = True, time.perf_counter()
         try:
             mx.async_eval(flight.graph.arrays(), forward.pools())  # type: ignore[no-untyped-call]

@@ -111,10 +111,12 @@ def test_rows_are_padded_to_buckets_and_padding_changes_nothing(
             scheduler = make_scheduler(running, seed=1, in_flight=1)
             _population(scheduler, 5)
             pending = scheduler.sequences
+            sampling = sum(len(s.prompt) <= 8 for s in pending)
             scheduler.step(pending, chunk=8)
             assert running.engine.counters().rows == 3 + 8 * 4
             expected_padding = 64 - 35 if buckets else 0
             assert running.engine.counters().padding_rows == expected_padding
+            assert running.engine.counters().head_rows == sampling
             _run(scheduler)
             tokens[path, buckets] = [s.tokens for s in scheduler.sequences]
             running.engine.close()

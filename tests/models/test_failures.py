@@ -77,7 +77,7 @@ def test_a_row_of_nan_fails_alone(path, poisonous, start_engine, make_oracle):
     # The failed sequence's blocks hold NaN; their next owner is unharmed.
     fourth = running.run(start(4, good, [8, 9]))
     assert fourth.entry_rows[0].token == expected[0]
-    assert running.engine.counters().failed_rows == 2
+    assert running.engine.counters().failed_sequences == 2
 
 
 class _FailNow(Exception):
