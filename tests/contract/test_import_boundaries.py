@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,16 @@ def test_the_core_knows_no_transport_no_device_no_clock_and_no_chance(repository
         source = path.read_text()
         assert "__import__" not in source and "importlib" not in source, path
     assert roots_imported_by("mlxrt.core.core").isdisjoint({"grpc", "mlx", "numpy"})
+
+
+def test_every_package_that_is_imported_is_declared(repository: Path) -> None:
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[^\w-]", entry)[0] for entry in project["dependencies"]}
+    of_root = packages_distributions()
+    for path in repository.glob("mlxrt/**/*.py"):
+        for root in imports_of(path) - sys.stdlib_module_names - {"mlxrt"}:
+            names = {name.replace("_", "-").lower() for name in of_root.get(root, [root])}
+            assert names & declared, f"{path} imports {root}"
 
 
 def imports_of(path: Path) -> set[str]:
