@@ -22,7 +22,7 @@ NEEDS_OPENBLAS = pytest.mark.skipif(
 
 def run(program: str) -> str:
     result = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-P", "-c", program],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
@@ -77,7 +77,7 @@ def test_libmlx_binds_to_the_shim() -> None:
     )
     for choice, library in (("openblas", "libmlxrt_blas.so"), ("reference", "libblas")):
         result = subprocess.run(
-            [sys.executable, "-c", program, choice],
+            [sys.executable, "-P", "-c", program, choice],
             env={"LD_DEBUG": "bindings", "PYTHONPATH": os.pathsep.join(sys.path)},
             capture_output=True,
             text=True,

@@ -28,7 +28,7 @@ def test_another_libmlx_is_refused(tmp_path: Path) -> None:
     library = tmp_path / "version.so"
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
     result = subprocess.run(
-        [sys.executable, "-c", "import mlxrt.kernels"],
+        [sys.executable, "-P", "-c", "import mlxrt.kernels"],
         env={
             **os.environ,
             "LD_PRELOAD": str(library),
