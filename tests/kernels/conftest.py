@@ -12,10 +12,6 @@ import pytest
 from mlxrt import kernels
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "large: touches 5 GB of memory; run with -m large")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if "large" not in config.option.markexpr:
         for item in items:

@@ -132,5 +132,10 @@ def test_a_plan_without_device_work_waits_for_its_turn(loop):
 
 def test_the_heart_beats_while_idle(loop):
     engine, _, _ = loop
-    time.sleep(1.2)
-    assert engine.heartbeat_age_s() < 1.0
+    for _ in range(2):
+        last_s = engine._beat_s
+        end_s = time.monotonic() + TIMEOUT_S
+        while engine._beat_s == last_s:
+            assert time.monotonic() < end_s
+            time.sleep(0.01)
+    assert engine.heartbeat_age_s() < TIMEOUT_S
