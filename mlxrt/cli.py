@@ -212,6 +212,8 @@ def _settings(config: Path | None, set_: list[str] | None, **explicit: Any) -> S
         place = values
         for parent in parents:
             place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"--set {entry}: {parent} has a value of its own and no parts")
         place[name] = _parsed(text)
     return load_settings(config, **values)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
-from mlxrt_client.v1 import execution_pb2, session_pb2, step_pb2
+from mlxrt_client.v1 import error_pb2, execution_pb2, session_pb2, step_pb2
 
 from mlxrt.testing import FakeModel
 
@@ -260,13 +260,17 @@ def test_device_loss_exits_with_6(tmp_path: Path) -> None:
         run = channel.unary_unary("/mlxrt.v1.ExecutionService/Step")
         step = step_pb2.StepRequest(session=session, step_number=1)
         reply = step_pb2.StepResponse.FromString(run(step.SerializeToString(), timeout=10))
-    assert reply.error.reason == 27
+    assert reply.error.reason == error_pb2.ERROR_REASON_DEVICE_LOST
     assert process.wait(10) == 6
 
 
 @pytest.mark.parametrize(
-    "options", [["--address", "0.0.0.0:50061"], ["--set", "oops=1"], ["--set", "block_size=0"]]
-)
+    "options",
+    [
+        ["--address", "0.0.0.0:50061"], ["--set", "oops=1"], ["--set", "block_size=0"],
+        ["--set", "oops"], ["--set", "fake.oops=1"],
+    ],
+)  # fmt: skip
 def test_a_bad_configuration_exits_with_2(options: list[str]) -> None:
     command = [sys.executable, "-m", "mlxrt", "serve", "--fake", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
