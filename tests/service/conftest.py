@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -238,6 +239,13 @@ class SessionDriver:
         """GetSession."""
         request = session_pb2.GetSessionRequest(session=self.ref, **options)
         return self.harness.call("GetSession", request)
+
+    def wait_for_inflight(self, count: int = 1) -> None:
+        """Waits until `count` steps at least are accepted and not answered."""
+        end_s = time.monotonic() + 10
+        while len(self.state().inflight_step_numbers) < count:
+            assert time.monotonic() < end_s, f"{count} steps were never in flight at once"
+            time.sleep(0.005)
 
     def request(self, **fields: Any) -> step_pb2.StepRequest:
         """A step request; the next number unless `step_number` is among the fields."""

@@ -154,8 +154,7 @@ def test_the_drain_ends_at_its_limit_with_accepted_steps_run(launch: Callable[..
     call = server.channel.unary_unary("/mlxrt.v1.ExecutionService/Step").future(
         session.request(decode_sequence_ids=[1]).SerializeToString(), timeout=10
     )
-    while not session.state().inflight_step_numbers:
-        time.sleep(0.005)
+    session.wait_for_inflight()
     started = time.monotonic()
     server.on_loop(server.server.drain)
     assert step_pb2.StepResponse.FromString(call.result()).token_ids
@@ -221,8 +220,7 @@ def test_a_step_that_never_ends_can_not_keep_the_drain(
     call = server.channel.unary_unary("/mlxrt.v1.ExecutionService/Step").future(
         session.request().SerializeToString(), timeout=10
     )
-    while not session.state().inflight_step_numbers:
-        time.sleep(0.005)
+    session.wait_for_inflight()
     server.on_loop(server.server.drain)
     assert server.exit_code.result(10) is ExitCode.DEVICE_LOST
     reply = step_pb2.StepResponse.FromString(call.result())

@@ -162,8 +162,7 @@ def too_many_inflight_steps(launch: Launch) -> int:
     run = server.channel.unary_unary("/mlxrt.v1.ExecutionService/Step")
     requests = [session.request().SerializeToString() for _ in range(3)]
     calls = [run.future(request, timeout=10) for request in requests[:2]]
-    while len(session.state().inflight_step_numbers) < 2:
-        time.sleep(0.005)
+    session.wait_for_inflight(2)
     reason = server.refused("Step", requests[2]).reason.number
     for call in calls:
         call.result()
@@ -179,8 +178,7 @@ def failed_replies(launch: Launch) -> list[step_pb2.StepResponse]:
     calls = []
     for number in (1, 2):
         calls.append(run.future(session.request().SerializeToString(), timeout=10))
-        while len(session.state().inflight_step_numbers) < number:
-            time.sleep(0.005)
+        session.wait_for_inflight(number)
     return [step_pb2.StepResponse.FromString(call.result()) for call in calls]
 
 

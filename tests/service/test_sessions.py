@@ -72,8 +72,7 @@ def test_a_take_over_fences_the_old_owner_and_its_steps(launch: Callable[..., An
     call = server.channel.unary_unary("/mlxrt.v1.ExecutionService/Step").future(
         session.request(decode_sequence_ids=[1]).SerializeToString(), timeout=10
     )
-    while not session.state().inflight_step_numbers:
-        time.sleep(0.005)
+    session.wait_for_inflight()
     request = session_pb2.ResumeSessionRequest(request_id="take", session=session.ref)
     resumed = server.call("ResumeSession", request)
     assert resumed.session.epoch == 2
@@ -182,8 +181,7 @@ def test_a_close_frees_everything_after_the_running_step(launch: Callable[..., A
     call = server.channel.unary_unary("/mlxrt.v1.ExecutionService/Step").future(
         session.request(decode_sequence_ids=[1]).SerializeToString(), timeout=10
     )
-    while not session.state().inflight_step_numbers:
-        time.sleep(0.005)
+    session.wait_for_inflight()
     closed = server.call("CloseSession", session_pb2.CloseSessionRequest(session=session.ref))
     assert closed.released_sequence_count == 1
     reply = step_pb2.StepResponse.FromString(call.result())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -155,8 +154,7 @@ def test_a_newer_stream_replaces_the_older(launch: Callable[..., Any]) -> None:
     session.start(1, PROMPT)
     older, newer = server.stream(), server.stream()
     older.send(session.request(decode_sequence_ids=[1]))
-    while not session.state().inflight_step_numbers:
-        time.sleep(0.005)
+    session.wait_for_inflight()
     newer.send(session.request(decode_sequence_ids=[1]))
     with pytest.raises(grpc.RpcError) as raised:
         older.receive()
@@ -175,8 +173,7 @@ def test_a_lost_stream_leaves_its_steps_to_commit(launch: Callable[..., Any]) ->
     stream = server.stream()
     for _ in range(2):
         stream.send(session.request(decode_sequence_ids=[1]))
-    while len(session.state().inflight_step_numbers) < 2:
-        time.sleep(0.005)
+    session.wait_for_inflight(2)
     stream.call.cancel()
     # A repeat waits for the run in flight.
     assert session.step(step_number=3, decode_sequence_ids=[1]).replayed
@@ -206,8 +203,7 @@ def test_a_call_cut_off_in_mid_step_leaves_the_step_to_commit(
     request = session.request(decode_sequence_ids=[1])
     run = server.channel.unary_unary("/mlxrt.v1.ExecutionService/Step")
     call = run.future(request.SerializeToString(), timeout=0.1 if how == "deadline" else 10)
-    while not session.state().inflight_step_numbers:
-        time.sleep(0.005)
+    session.wait_for_inflight()
     if how == "cancel":
         call.cancel()
     else:
