@@ -14,6 +14,9 @@ from mlxrt.config import ConfigError, Settings, load_settings
 from mlxrt.server.lifecycle import ExitCode
 from mlxrt.versions import installed_versions
 
+REPORT_COLUMNS = 140
+"""Width of a report that goes to a file or a pipe."""
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 bench = typer.Typer(
     no_args_is_help=True, help="Measures this machine; tables, or JSON with --json."
@@ -171,7 +174,7 @@ def bench_step(
     console = Console(stderr=True)
     report = step.bench_step(
         models or ["fake", "bundled", "qwen3-30m"], sequences or [1, 8, 64], plan,
-        lambda name, cell: console.print(f"{name}: {cell}", highlight=False),
+        lambda name, cell: console.print(f"{name}: {cell}", highlight=False, soft_wrap=True),
     )  # fmt: skip
     _write_report(report, json_path, tables.step_table(report))
 
@@ -196,7 +199,7 @@ def bench_attention(
     report = attention.bench_attention(
         contexts or [1024, 4096, 16384], batches or [1, 4], block_sizes or [16],
         dtypes or ["bfloat16", "float32"], seconds,
-        lambda cell: console.print(cell, highlight=False),
+        lambda cell: console.print(str(cell), highlight=False, soft_wrap=True),
     )  # fmt: skip
     _write_report(report, json_path, tables.attention_table(report))
 
@@ -233,4 +236,7 @@ def _write_report(report: dict[str, Any], path: Path | None, table: Any) -> None
         return
     if path is not None:
         path.write_text(text + "\n")
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = REPORT_COLUMNS
+    console.print(table)

@@ -95,6 +95,7 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
     gather = chosen.path.name == "gather"
     shape = _step_shape(checkpoint, config, dtype, max_length, buckets, gather)
     plan = _plan(checkpoint, config, device, dtype, shape)
+    _log.info("memory plan", **plan.figures_mib())
     # What is freed and not reused at once would else pile up; a step's worth of it is worth
     # keeping.
     mx.set_cache_limit(plan.step_bytes)

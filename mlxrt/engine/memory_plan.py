@@ -94,6 +94,19 @@ class MemoryPlan:
         """Weights, pool and worst step."""
         return self.weight_bytes + self.pool_bytes + self.step_bytes
 
+    def figures_mib(self) -> dict[str, int]:
+        """The parts, the total and the limit in MiB, and the number of blocks: for a log line."""
+        parts = {
+            "weights": self.weight_bytes,
+            "kv_pool": self.pool_bytes,
+            "worst_step": self.step_bytes,
+            "total": self.total_bytes,
+            "limit": self.limit_bytes,
+        }
+        return {f"{name}_mib": size >> 20 for name, size in parts.items()} | {
+            "num_blocks": self.num_blocks
+        }
+
     def table(self) -> str:
         """The plan for people, one line per part."""
         share = self.limit_bytes / self.device_bytes
