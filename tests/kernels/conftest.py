@@ -12,7 +12,6 @@ import pytest
 
 from mlxrt import kernels
 
-
 LARGE_MEMORY_BYTES_MIN = 12 << 30
 
 
@@ -21,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in items:
         if item.get_closest_marker("large"):
-            item.add_marker(pytest.mark.skip(reason="touches 5 GB of memory; this machine has < 12"))
+            item.add_marker(pytest.mark.skip(reason="touches 5 GB; this machine has less than 12"))
 
 
 @pytest.fixture(autouse=True)
