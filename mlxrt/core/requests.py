@@ -45,6 +45,10 @@ class RequestStore:
         if len(self._entries) > self._capacity:
             del self._entries[next(iter(self._entries))]
 
+    def clear(self) -> None:
+        """Forgets every request: their sender may not repeat them any more."""
+        self._entries.clear()
+
     def ids(self) -> tuple[str, ...]:
         """The ids remembered, oldest first."""
         return tuple(self._entries)

@@ -81,6 +81,7 @@ def resume(state: State, ref: SessionRef, request_id: str, now_ms: int) -> Resum
             session.lease_ttl_ms,
             session.next_step_number,
         )
+        session.requests.clear()
         session.requests.store(request_id, content, answer)
         state.counters.sessions_resumed += 1
     session.renew(now_ms)

@@ -39,7 +39,7 @@ def in_prefill(sequence_chunks: Mapping[int, int]) -> PathMap:
     def path_map(path: str) -> str:
         if match := re.match(r"new_sequences\[(\d+)\](.*)", path):
             return f"chunks[{sequence_chunks[int(match[1])]}].sequence{match[2]}"
-        path = re.sub(r"^items(?=$|\[)", "chunks", path)
+        path = re.sub(r"^(items(?=$|\[)|new_sequences$)", "chunks", path)
         path = re.sub(r"\.(tokens|registered)\b.*", ".row_count", path)
         return path.replace(".append.tables", ".append")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mlxrt_client.v1 import execution_pb2, sequence_pb2, step_pb2
+from mlxrt_client.v1 import execution_pb2, sequence_pb2
+from mlxrt_client.v1.step_pb2 import StepRequest
 
 from mlxrt.core.model import Limits
 from mlxrt.errors import field_invalid, limit_exceeded
@@ -11,7 +12,7 @@ from mlxrt.server.relocate import PathMap, in_decode, in_prefill
 
 def step_of_prefill(
     message: execution_pb2.PrefillRequest, limits: Limits
-) -> tuple[step_pb2.StepRequest, PathMap]:
+) -> tuple[StepRequest, PathMap]:
     """The step, and the way back for field paths.
 
     Raises:
@@ -24,7 +25,7 @@ def step_of_prefill(
         raise limit_exceeded(
             "max_step_sequences", limits.max_step_sequences, len(message.chunks), "chunks"
         )
-    step = step_pb2.StepRequest(session=message.session, step_number=message.step_number)
+    step = _step_of(message)
     sequence_chunks: dict[int, int] = {}
     for index, chunk in enumerate(message.chunks):
         sequence_id = chunk.sequence_id
@@ -51,7 +52,7 @@ def step_of_prefill(
 
 def step_of_decode(
     message: execution_pb2.DecodeRequest, limits: Limits
-) -> tuple[step_pb2.StepRequest, PathMap]:
+) -> tuple[StepRequest, PathMap]:
     """The step, its items in the order of sequence_ids, and the way back for field paths.
 
     Raises:
@@ -73,7 +74,7 @@ def step_of_decode(
         if blocks.sequence_id in appended:
             raise field_invalid(path, f"sequence {blocks.sequence_id} stands twice")
         appended[blocks.sequence_id] = index
-    step = step_pb2.StepRequest(session=message.session, step_number=message.step_number)
+    step = _step_of(message)
     decode_indexes: dict[int, int] = {}
     item_indexes: dict[int, int] = {}
     appended_indexes: dict[int, int] = {}
@@ -90,3 +91,11 @@ def step_of_decode(
         )  # fmt: skip
         item.append.tables.extend(message.appended[appended[sequence_id]].append)
     return step, in_decode(decode_indexes, item_indexes, appended_indexes)
+
+
+def _step_of(message: execution_pb2.PrefillRequest | execution_pb2.DecodeRequest) -> StepRequest:
+    """An empty step with the message's session, unset where the message has none, and number."""
+    step = StepRequest(step_number=message.step_number)
+    if message.HasField("session"):
+        step.session.CopyFrom(message.session)
+    return step
