@@ -11,9 +11,9 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from mlxrt_client import Client, Session, messages
-from mlxrt_client.v1 import NewSequence, RegisteredTokens, StepItem, StepRequest, StepResponse
+from mlxrt_client.v1 import StepRequest, StepResponse
 
-from mlxrt.bench.prompts import prompts_for
+from mlxrt.bench.population import blocks_for, prompts_for
 
 
 class Arm(Protocol):
@@ -40,8 +40,9 @@ class WorkerArm:
             [sys.executable, "-P", "-m", module, *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
         )  # fmt: skip
-        if self._read() != "ready":
-            raise RuntimeError(f"{module} {' '.join(arguments)} did not get ready")
+        said = self._read()
+        if said != "ready":
+            raise RuntimeError(f"{module} {' '.join(arguments)} said {said!r}, not 'ready'")
 
     def run(self, steps: int) -> float:
         """See Arm."""
@@ -82,7 +83,7 @@ class GrpcArm:
     def _fill(self, context: int, growth: int) -> None:
         model = self._client.model_info()
         rows_max = self._client.server_info().limits.max_step_rows
-        blocks_each = -(-(context + growth) // model.block_size)
+        blocks_each = blocks_for(context + growth)
         leased = self._session.allocate_blocks({0: blocks_each * len(self._ids)})[0]
         prompts = prompts_for(len(self._ids), context, model.vocabulary_size)
         per_step = max(1, rows_max // context)
@@ -90,18 +91,11 @@ class GrpcArm:
             step = StepRequest()
             for index in range(first, min(first + per_step, len(self._ids))):
                 table = leased[index * blocks_each : (index + 1) * blocks_each]
+                sequence_id = self._ids[index]
                 step.new_sequences.append(
-                    NewSequence(
-                        sequence_id=self._ids[index], prompt_token_ids=prompts[index],
-                        tables=messages.block_tables({0: table}),
-                    )
-                )  # fmt: skip
-                step.items.append(
-                    StepItem(
-                        sequence_id=self._ids[index], row_count=context,
-                        registered=RegisteredTokens(), sample=True,
-                    )
-                )  # fmt: skip
+                    messages.new_sequence(sequence_id, prompts[index], {0: table})
+                )
+                step.items.append(messages.chunk_item(sequence_id, context, sample=True))
             self._session.step(step)
 
     def _decode(self) -> StepRequest:

@@ -89,8 +89,9 @@ class _Case:
     def contiguous(self) -> tuple[mx.array, mx.array]:
         shape = (self.batch, NUM_KV_HEADS, self.context, HEAD_DIM)
         keys = mx.random.normal(shape).astype(self.query.dtype)
-        mx.eval(keys)
-        return keys, keys
+        values = mx.random.normal(shape).astype(self.query.dtype)
+        mx.eval(keys, values)
+        return keys, values
 
     def append(self) -> list[mx.array]:
         self.k_pool, self.v_pool = kernels.kv_write(

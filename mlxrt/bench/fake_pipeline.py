@@ -7,9 +7,9 @@ import asyncio
 import time
 
 from mlxrt_client import messages
-from mlxrt_client.v1 import NewSequence, RegisteredTokens, SessionRef, StepItem, StepRequest
+from mlxrt_client.v1 import SessionRef, StepRequest
 
-from mlxrt.bench.prompts import prompts_for
+from mlxrt.bench.population import BLOCK_SIZE, blocks_for, prompts_for
 from mlxrt.core import answers
 from mlxrt.core.model import Limits, ModelFacts
 from mlxrt.core.step import StepOutcome
@@ -58,8 +58,8 @@ class _Direct:
 
 
 async def _measure(sequences: int, context: int, steps: int) -> list[float]:
-    blocks_each = -(-(context + steps + WARM_STEPS + 1) // 16)
-    engine = FakeEngine(num_blocks=sequences * blocks_each + 1)
+    blocks_each = blocks_for(context + steps + WARM_STEPS + 1)
+    engine = FakeEngine(block_size=BLOCK_SIZE, num_blocks=sequences * blocks_each + 1)
     listener = _Direct(engine, Limits(max_step_rows=max(context, sequences)))
     engine.start(listener)
     runtime = listener.runtime
@@ -102,15 +102,6 @@ def _fill(
     for index in range(sequences):
         table = leased[index * blocks_each : (index + 1) * blocks_each]
         step = StepRequest(session=_wire(ref), step_number=index + 1)
-        step.new_sequences.append(
-            NewSequence(
-                sequence_id=index + 1, prompt_token_ids=prompts[index],
-                tables=messages.block_tables({0: table}),
-            )
-        )  # fmt: skip
-        step.items.append(
-            StepItem(
-                sequence_id=index + 1, row_count=context, registered=RegisteredTokens(), sample=True
-            )
-        )
+        step.new_sequences.append(messages.new_sequence(index + 1, prompts[index], {0: table}))
+        step.items.append(messages.chunk_item(index + 1, context, sample=True))
         runtime.pipeline.run_bytes(step.SerializeToString())

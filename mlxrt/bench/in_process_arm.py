@@ -10,27 +10,26 @@ from __future__ import annotations
 import sys
 import time
 
-from mlxrt.bench.prompts import prompts_for
+from mlxrt.bench.population import BLOCK_SIZE, ROWS_MAX, blocks_for, prompts_for
 from mlxrt.config import load_settings
 from mlxrt.core.model import Limits
 from mlxrt.core.step import Item, NewSequence, TokenSource
 from mlxrt.launch import make_engine
+from mlxrt.telemetry import configure_logs
 from mlxrt.testing.local_runner import LocalRunner
-
-ROWS_MAX = 4096
 
 
 def _runner(model: str, num_blocks: int, blas: str) -> LocalRunner:
     fake = model == "fake"
     settings = load_settings(
-        None, model="bundled" if fake else model, fake=fake, num_blocks=num_blocks, blas=blas,
-        limits={"max_step_rows": ROWS_MAX},
+        None, model="bundled" if fake else model, fake=fake, blas=blas,
+        block_size=BLOCK_SIZE, num_blocks=num_blocks, limits={"max_step_rows": ROWS_MAX},
     )  # fmt: skip
     return LocalRunner(make_engine(settings), Limits(max_step_rows=ROWS_MAX))
 
 
 def _fill(runner: LocalRunner, sequences: int, context: int, growth: int) -> None:
-    blocks_each = -(-(context + growth) // runner.facts.block_size)
+    blocks_each = blocks_for(context + growth)
     leased = runner.allocate(blocks_each * sequences)
     prompts = prompts_for(sequences, context, runner.facts.vocabulary_size)
     per_step = max(1, ROWS_MAX // context)
@@ -49,8 +48,9 @@ def _fill(runner: LocalRunner, sequences: int, context: int, growth: int) -> Non
 
 def main() -> None:
     """See the module."""
+    configure_logs(level="warning")  # to standard error: the answers alone are on standard output
     model, sequences, context, growth = sys.argv[1], *map(int, sys.argv[2:5])
-    num_blocks = sequences * -(-(context + growth) // 16) + 1
+    num_blocks = sequences * blocks_for(context + growth) + 1
     runner = _runner(model, num_blocks, sys.argv[5])
     _fill(runner, sequences, context, growth)
     ids = list(range(1, sequences + 1))

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from mlxrt.bench.prompts import prompts_for
+from mlxrt.bench.population import prompts_for
 
 
 def main() -> None:

@@ -16,10 +16,12 @@ from typing import TypeVar
 
 from mlxrt.bench.arms import Arm, StreamArm, UnaryArm, WorkerArm
 from mlxrt.bench.fake_pipeline import fake_overheads_ms
+from mlxrt.bench.population import BLOCK_SIZE, ROWS_MAX, blocks_for
 from mlxrt.bench.random_model import write_random_model
+from mlxrt.config import ConfigError
+from mlxrt.models import ModelError, resolve_folder
 from mlxrt.testing.server_process import ServerProcess
 
-ROWS_MAX = 4096
 WARM_STEPS = 4
 AnArm = TypeVar("AnArm", bound=Arm)
 
@@ -90,20 +92,31 @@ def bench_step(
 
 @contextmanager
 def _model_path(name: str) -> Iterator[str]:
-    """What `--model` takes for a benchmark model."""
-    if name != "qwen3-30m":
+    """The folder of a benchmark's model, or "fake".
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    if name == "fake":
         yield name
-        return
-    with tempfile.TemporaryDirectory(prefix="mlxrt-") as folder:
-        write_random_model(Path(folder))
-        yield folder
+    elif name == "qwen3-30m":
+        with tempfile.TemporaryDirectory(prefix="mlxrt-") as folder:
+            write_random_model(Path(folder))
+            yield folder
+    else:
+        try:
+            found = resolve_folder(name)
+        except ModelError as error:
+            raise ConfigError(str(error)) from error
+        yield str(found)
 
 
 def _server(path: str, sequences: int, plan: Plan) -> ServerProcess:
-    blocks = 2 * sequences * -(-(plan.context + plan.growth) // 16) + 1
+    blocks = 2 * sequences * blocks_for(plan.context + plan.growth) + 1
+    pool = ["--block-size", str(BLOCK_SIZE), "--num-blocks", str(blocks)]
     model = ["--fake"] if path == "fake" else ["--model", path, "--blas", plan.blas]
     limits = ["--set", f"limits.max_step_rows={ROWS_MAX}", "--log-level", "warning"]
-    return ServerProcess([*model, *limits, "--num-blocks", str(blocks)])
+    return ServerProcess([*model, *limits, *pool])
 
 
 def _measure(name: str, path: str, address: str, sequences: int, plan: Plan) -> tuple[Cell, str]:

@@ -1,0 +1,56 @@
+"""The benchmarks as a user runs them: small ones, for the form of their reports and the arms that
+ran.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+
+def _bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "mlxrt", "bench", *arguments], capture_output=True, text=True,
+        check=False, timeout=300,
+    )  # fmt: skip
+
+
+def _report(*arguments: str) -> Any:
+    done = _bench(*arguments, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_bench_step_times_every_arm() -> None:
+    options = ["--sequences", "2", "--repeats", "2", "--steps", "2", "--context", "20"]
+    report = _report("step", "--model", "fake", "--model", "bundled", *options)
+    assert report["device"].startswith(("cpu", "metal", "cuda"))
+    assert [model["name"] for model in report["models"]] == ["fake", "bundled"]
+    for model in report["models"]:
+        (cell,) = model["cells"]
+        alone = cell.pop("mlx_lm_tokens_per_s")
+        assert alone is None if model["name"] == "fake" else alone > 0
+        assert cell.pop("sequences") == 2
+        assert set(cell) == {
+            "grpc_stream_tokens_per_s", "grpc_unary_tokens_per_s", "in_process_tokens_per_s",
+            "overhead_ms_p50", "overhead_ms_p99",
+        }  # fmt: skip
+        assert all(value > 0 for value in cell.values())
+
+
+def test_bench_step_knows_its_models() -> None:
+    done = _bench("step", "--model", "no-such-model")
+    assert done.returncode == 2
+    assert "no-such-model" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_bench_attention_ran_the_native_op() -> None:
+    options = ["--context", "100", "--batch", "2", "--dtype", "float32", "--seconds", "0"]
+    report = _report("attention", *options)
+    assert report["read_gb_per_s"] > 0
+    (cell,) = report["cells"]
+    assert (cell["context"], cell["batch"], cell["block_size"]) == (100, 2, 16)
+    assert cell["path"] == "native"
+    assert all(cell[name] > 0 for name in cell if name.endswith("_us"))
