@@ -13,6 +13,7 @@ from mlxrt.config import Settings
 from mlxrt.errors import MlxrtError
 from mlxrt.launch import make_engine
 from mlxrt.server.lifecycle import ExitCode
+from mlxrt.telemetry import configure_logs
 from mlxrt.testing.local_runner import LocalRunner
 from mlxrt.versions import installed_versions
 
@@ -25,6 +26,7 @@ def run_check(settings: Settings, console: Console) -> ExitCode:
         OK; ABI where the extension can't be loaded; MODEL or MEMORY where the checkpoint can't be
         served or its numbers are not mlx-lm's.
     """
+    configure_logs(settings.log_format, "warning")
     engine = make_engine(settings, poison_pool=True)
     console.print(_environment())
     try:
