@@ -84,7 +84,6 @@ class Rows:
     """What the rows of one sequence left."""
 
     contents: list[Content]
-    written: list[tuple[int, int, int]]
     token: int | None
     position: int
 
@@ -126,13 +125,10 @@ class Machine:
         self.accept(state, event)
         read = {(g, d): list(state.blocks[g, s]) for g, s, d in event.step.copies}
         state.blocks.update(read)
-        decodes = [
-            Item(i, 1, None, TokenSource.LAST_SAMPLED, sample=True) for i in event.step.decode_ids
-        ]
         results: dict[int, Rows] = {}
-        for item in (*decodes, *event.step.items):
+        for item in _rows_of(event.step):
             sequence = state.sequences[item.sequence_id]
-            if item.row_count and item.sequence_id not in event.dead:
+            if item.sequence_id not in event.dead:
                 if item.sequence_id in failing or (
                     sequence.failed and item.sequence_id in (event.ran or ())
                 ):
@@ -152,6 +148,18 @@ class Machine:
         }
         return {i: given.get(i, sequence.position) for i, sequence in after.sequences.items()}
 
+    def overwritten(self, state: State, event: StepEvent) -> list[tuple[int, int, int]]:
+        """Slots to which the engine may have written for the step, also for sequences that failed
+        once it had their rows; `state` is that after the step.
+        """
+        if event.ran is None:
+            return []
+        slots = [(group, block_id, 0) for group, _, block_id in event.step.copies]
+        for item in _rows_of(event.step):
+            if item.sequence_id in event.ran:
+                slots += self._slots(state.sequences[item.sequence_id], item, event)
+        return slots
+
     def _slots(self, sequence: Known, item: Item, event: StepEvent) -> list[tuple[int, int, int]]:
         start = event.starts[item.sequence_id]
         size = self.facts.block_size
@@ -166,7 +174,7 @@ class Machine:
         if item.source is TokenSource.EXPLICIT:
             sequence.tokens[start:] = item.token_ids
             sequence.given = True
-        rows = Rows([], [], None, start + item.row_count)
+        rows = Rows([], None, start + item.row_count)
         size = self.facts.block_size
         for position in range(start, start + item.row_count):
             read: list[Content] = []
@@ -179,7 +187,6 @@ class Machine:
             for group in self.groups:
                 block_id = sequence.tables[group][position // size]
                 offset = position % size
-                rows.written.append((group, block_id, offset))
                 if offset <= len(state.blocks[group, block_id]):
                     state.blocks[group, block_id][offset : offset + 1] = [content]
         sequence.position = rows.position
@@ -190,6 +197,12 @@ class Machine:
             sequence.tokens.append(rows.token)
             sequence.given = True
         return rows
+
+
+def _rows_of(step: StepInput) -> list[Item]:
+    """What the step has of rows, decode ids as items too."""
+    decodes = [Item(i, 1, None, TokenSource.LAST_SAMPLED, sample=True) for i in step.decode_ids]
+    return [*decodes, *(item for item in step.items if item.row_count)]
 
 
 class SessionModel:
@@ -274,10 +287,8 @@ class SessionModel:
         planned = self.base.copy()
         for event in self.events:
             if isinstance(event, StepEvent):
-                rows = self.machine.run(planned, event, set())
-                if event.ran is not None:
-                    spoilt += [slot for each in rows.values() for slot in each.written]
-                    spoilt += [(group, block_id, 0) for group, _, block_id in event.step.copies]
+                self.machine.run(planned, event, set())
+                spoilt += self.machine.overwritten(planned, event)
                 self.machine.accept(self.base, event)
             else:
                 event(planned)

@@ -218,6 +218,28 @@ def test_what_a_failed_sequence_wrote_is_not_computed(client: Client, blocks: li
     client.run(releases=[2], new_sequences=[new], items=[rows(3, 5, 4)])
 
 
+@pytest.mark.parametrize("released", [False, True])
+def test_a_discarded_step_spoils_what_it_wrote_for_a_sequence_that_failed_meanwhile(
+    client: Client, blocks: list[int], released: bool
+) -> None:
+    """The engine had its rows: that they come to nothing does not undo what they wrote."""
+    client.accept(decode_ids=[1])
+    client.accept(items=[explicit(1, [9], 2)])
+    plan, behind = hand_out(client), hand_out(client)
+    client.core.finish(outcome(plan, failing=plan.decode_handles), 0)
+    if released:
+        client.accept(releases=[1])
+    client.ref = client.core.resume(client.ref, client.request_id(), 0).session
+    fail(client, behind, Reason.EPOCH_STALE)
+    new = NewSequence(2, range(1, 8), {0: [blocks[0], blocks[5]]})
+    client.refuse(
+        Reason.BLOCK_UNFILLED, "items[0].start_position", new_sequences=[new], items=[rows(2, 3, 4)]
+    )
+    if not released:
+        client.accept(releases=[1])
+    client.run(new_sequences=[new], items=[rows(2, 5, 2)])
+
+
 def test_an_outcome_that_does_not_answer_its_plan_discards_the_step(
     client: Client, blocks: list[int]
 ) -> None:
