@@ -28,11 +28,12 @@ def allocate(
             raise field_invalid(f"counts[{position}].count", "must be at least 1")
         free = state.pool.free_count(group)
         if count > free:
+            capacity = state.pool.capacities[group]
             raise MlxrtError(
                 Reason.NO_FREE_BLOCKS,
                 f"group {group} has {free} free blocks, not {count}",
                 metadata={"group": str(group), "free": str(free), "wanted": str(count)},
-                retry_delay_ms=_BLOCKS_RETRY_MS,
+                retry_delay_ms=_BLOCKS_RETRY_MS if count <= capacity else None,
             )
     answer = {}
     for group, count in counts.items():

@@ -96,10 +96,18 @@ class Core:
         self, ref: SessionRef, now_ms: int, *, include_tables: bool, include_tokens: bool
     ) -> SessionSnapshot:
         """Answers what the session holds."""
-        session = self._session(ref)
-        session.renew(now_ms)
+        snapshot = self.read_session(
+            ref, include_tables=include_tables, include_tokens=include_tokens
+        )
+        self.renew(ref, now_ms)
+        return snapshot
+
+    def read_session(
+        self, ref: SessionRef, *, include_tables: bool, include_tokens: bool
+    ) -> SessionSnapshot:
+        """As get_session, but changes nothing: for a caller that may refuse the answer."""
         return session_calls.snapshot(
-            session, include_tables=include_tables, include_tokens=include_tokens
+            self._session(ref), include_tables=include_tables, include_tokens=include_tokens
         )
 
     def close_session(self, ref: SessionRef, now_ms: int) -> ClosedSession:

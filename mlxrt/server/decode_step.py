@@ -60,6 +60,8 @@ class StepDecoder:
             items or message.new_sequences or message.release_sequence_ids or message.block_copies
         )
         self._check_sequences(len(decode_ids) + len(items), len(decode_ids))
+        if not plain:
+            self._check_counts(message)
         step = StepInput(
             step_number=message.step_number,
             digest=hashlib.blake2b(
@@ -68,7 +70,6 @@ class StepDecoder:
             decode_ids=decode_ids[:],
         )
         if not plain:
-            self._check_counts(message)
             step.releases = message.release_sequence_ids[:]
             step.copies = [
                 (c.group, c.source_block_id, c.destination_block_id) for c in message.block_copies

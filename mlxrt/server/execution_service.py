@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import grpc
 from mlxrt_client.v1 import block_pb2, execution_pb2
@@ -15,6 +15,8 @@ from mlxrt.server.runtime import Runtime
 from mlxrt.server.session_service import decode_session
 
 NAME = "mlxrt.v1.ExecutionService"
+_TABLE_BYTES = 16
+"""Most bytes of a BlockTable beside its ids."""
 
 
 class ExecutionService:
@@ -54,6 +56,7 @@ class ExecutionService:
             if entry.group in counts:
                 raise field_invalid(f"counts[{index}].group", f"group {entry.group} stands twice")
             counts[entry.group] = entry.count
+        self._check_answer(runtime, counts)
         blocks = runtime.core.allocate_blocks(
             decode_session(request), request.request_id, counts, runtime.now_ms()
         )
@@ -64,6 +67,18 @@ class ExecutionService:
                 ]
             )
         )
+
+    @staticmethod
+    def _check_answer(runtime: Runtime, counts: Mapping[int, int]) -> None:
+        """Refuses to lease more blocks than one answer can name."""
+        answer_bytes = 0
+        for group, count in counts.items():
+            if group < len(runtime.facts.groups):
+                pool = runtime.facts.groups[group].block_count
+                answer_bytes += min(count, pool) * -(-pool.bit_length() // 7) + _TABLE_BYTES
+        maximum = runtime.limits.max_message_bytes
+        if answer_bytes > maximum:
+            raise limit_exceeded("max_message_bytes", maximum, answer_bytes, "counts")
 
     def free_blocks(self, data: bytes) -> bytes:
         """FreeBlocks."""

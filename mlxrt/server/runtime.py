@@ -18,6 +18,11 @@ from mlxrt.server.pipeline import StepPipeline
 
 _LOGIT_BYTES = 4
 _REPLY_SLACK_BYTES = 32 * 1024
+_RESULT_BYTES = 192
+"""Most bytes of one sequence's part of a reply, a failure's message included, logprobs and logits
+left out."""
+_ALTERNATIVE_BYTES = 12
+"""Most bytes of one entry of top logprobs."""
 _log = structlog.get_logger("mlxrt.server")
 
 
@@ -55,20 +60,31 @@ class Runtime:
 
 
 def limits_in_force(configured: Limits, facts: ModelFacts) -> Limits:
-    """The configured limits, lowered to the model's length and to as many rows of logits as one
-    message carries."""
-    row_bytes = facts.vocabulary_size * _LOGIT_BYTES
-    fitting = (configured.max_message_bytes - _REPLY_SLACK_BYTES) // row_bytes
+    """The configured limits, lowered to the model's length and to what the reply of one step
+    carries: an accepted step whose reply is larger than a message could never be answered.
+    """
+    message_bytes = configured.max_message_bytes
+    # Half for the sequences, half for their alternatives; logits take what that leaves.
+    half_bytes = message_bytes // 2
+    sequences = min(configured.max_step_sequences, half_bytes // _RESULT_BYTES)
+    alternatives = min(configured.max_top_logprobs, half_bytes // (sequences * _ALTERNATIVE_BYTES))
+    kept_bytes = sequences * (_RESULT_BYTES + alternatives * _ALTERNATIVE_BYTES)
+    rest_bytes = message_bytes - max(kept_bytes, _REPLY_SLACK_BYTES)
     limits = replace(
         configured,
         max_model_length=min(configured.max_model_length, facts.max_model_length),
-        max_logits_rows=min(configured.max_logits_rows, fitting),
+        max_step_sequences=sequences,
+        max_top_logprobs=alternatives,
+        max_logits_rows=min(
+            configured.max_logits_rows, rest_bytes // (facts.vocabulary_size * _LOGIT_BYTES)
+        ),
     )
     if limits != configured:
+        lowered = (
+            "max_model_length", "max_step_sequences", "max_top_logprobs", "max_logits_rows",
+        )  # fmt: skip
         _log.info(
-            "limits lowered for this model",
-            max_model_length=limits.max_model_length,
-            max_logits_rows=limits.max_logits_rows,
+            "limits lowered for this model", **{name: getattr(limits, name) for name in lowered}
         )
     return limits
 

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from mlxrt_client.v1 import block_pb2, session_pb2
 
 from mlxrt.core.answers import SequenceSnapshot, SessionRef
-from mlxrt.errors import field_invalid
+from mlxrt.errors import field_invalid, limit_exceeded
 from mlxrt.server.decode_fields import CLIENT_NAME_BYTES_MAX, decode_request_id
 from mlxrt.server.encode import encode_tables
 from mlxrt.server.errors import encode_error
@@ -116,11 +116,11 @@ class SessionService:
         """GetSession."""
         request = parse(session_pb2.GetSessionRequest, data)
         runtime = self._runtime()
-        snapshot = runtime.core.get_session(
-            decode_session(request), runtime.now_ms(),
-            include_tables=request.include_tables, include_tokens=request.include_tokens,
-        )  # fmt: skip
-        return serialize(
+        ref = decode_session(request)
+        snapshot = runtime.core.read_session(
+            ref, include_tables=request.include_tables, include_tokens=request.include_tokens
+        )
+        answer = serialize(
             session_pb2.GetSessionResponse(
                 lease_ttl_ms=snapshot.lease_ttl_ms,
                 next_step_number=snapshot.next_step_number,
@@ -129,6 +129,12 @@ class SessionService:
                 sequences=[_sequence(s) for s in snapshot.sequences],
             )
         )
+        maximum = runtime.limits.max_message_bytes
+        if len(answer) > maximum:
+            path = "include_tokens" if request.include_tokens else "include_tables"
+            raise limit_exceeded("max_message_bytes", maximum, len(answer), path)
+        runtime.core.renew(ref, runtime.now_ms())
+        return answer
 
     def close(self, data: bytes) -> bytes:
         """CloseSession."""

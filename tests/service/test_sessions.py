@@ -134,10 +134,22 @@ def test_allocations_refused(
     refusal = server.refused("AllocateBlocks", request)
     assert refusal.reason is reason
     if reason is Reason.NO_FREE_BLOCKS:
-        assert refusal.metadata["free"] == "63" and refusal.retry_ms is not None
+        assert refusal.metadata["free"] == "63"
+        assert refusal.retry_ms is None, "no wait makes the pool larger"
     if field is not None:
         assert refusal.fields == (field,)
     assert server.digest() == before
+
+
+def test_blocks_that_others_have_are_worth_a_wait(server: Any) -> None:
+    session, other = server.open(), server.open()
+    other.allocate(1)
+    request = execution_pb2.AllocateBlocksRequest(
+        session=session.ref, request_id="a", counts=[{"count": 63}]
+    )
+    refusal = server.refused("AllocateBlocks", request)
+    assert refusal.reason is Reason.NO_FREE_BLOCKS and refusal.metadata["wanted"] == "63"
+    assert refusal.retry_ms is not None
 
 
 def test_freeing_refused(server: Any) -> None:

@@ -1,0 +1,80 @@
+"""No answer is larger than a message may be: what would be is refused first, or can't be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mlxrt_client.v1 import execution_pb2, session_pb2
+
+from mlxrt.errors import Reason
+from mlxrt.testing import FakeEngine
+
+MESSAGE_BYTES = 1 << 16
+
+
+def test_a_state_that_no_message_carries_is_refused_with_the_way_out(
+    launch: Callable[..., Any],
+) -> None:
+    server = launch(limits={"max_message_bytes": MESSAGE_BYTES})
+    session = server.open()
+    for sequence_id in range(1, 10):
+        prompt = [4000] * 4000  # two bytes each
+        session.step(new_sequences=[{"sequence_id": sequence_id, "prompt_token_ids": prompt}])
+    before = server.digest()
+    request = session_pb2.GetSessionRequest(session=session.ref, include_tokens=True)
+    refusal = server.refused("GetSession", request)
+    assert refusal.reason is Reason.LIMIT_EXCEEDED
+    assert refusal.metadata["limit"] == "max_message_bytes"
+    assert int(refusal.metadata["value"]) > MESSAGE_BYTES == int(refusal.metadata["maximum"])
+    assert refusal.fields == ("include_tokens",)
+    assert server.digest() == before
+    assert len(session.state(include_tables=True).sequences) == 9
+    free = execution_pb2.FreeSequencesRequest(
+        session=session.ref, request_id="free", sequence_ids=range(5, 10)
+    )
+    server.call("FreeSequences", free)
+    assert len(session.state(include_tokens=True).sequences[3].token_ids) == 4000
+
+
+def test_blocks_that_no_message_names_are_not_leased(launch: Callable[..., Any]) -> None:
+    server = launch(
+        FakeEngine(num_blocks=40_000, block_size=4), limits={"max_message_bytes": MESSAGE_BYTES}
+    )
+    session = server.open()
+    before = server.digest()
+    request = execution_pb2.AllocateBlocksRequest(
+        session=session.ref, request_id="a", counts=[{"count": 39_999}]
+    )
+    refusal = server.refused("AllocateBlocks", request)
+    assert refusal.reason is Reason.LIMIT_EXCEEDED
+    assert refusal.metadata["limit"] == "max_message_bytes"
+    assert refusal.fields == ("counts",)
+    assert server.digest() == before
+    assert len(session.allocate(20_000)) == 20_000
+
+
+def test_the_largest_answer_to_a_step_fits(launch: Callable[..., Any]) -> None:
+    vocabulary = 3900  # so that two rows of logits leave next to nothing of a message
+    server = launch(
+        FakeEngine(vocabulary_size=vocabulary, num_blocks=128, block_size=4),
+        limits={
+            "max_message_bytes": MESSAGE_BYTES, "max_step_sequences": 100, "max_top_logprobs": 200,
+        },
+    )  # fmt: skip
+    limits = server.server.runtime.limits
+    assert limits.max_top_logprobs > 0
+    session = server.open()
+    blocks = session.allocate(100)
+    fields: dict[str, list[Any]] = {"new_sequences": [], "items": []}
+    for index, block in enumerate(blocks):
+        one = session.prefill_fields(
+            (1 << 64) - 1 - index, [3], [block], top_logprobs=limits.max_top_logprobs
+        )
+        one["items"][0].return_logits = index < limits.max_logits_rows
+        for name in fields:
+            fields[name] += one[name]
+    reply = session.step(**fields)
+    assert len(reply.results[99].top_logprobs[0].entries) == limits.max_top_logprobs
+    assert reply.ByteSize() <= MESSAGE_BYTES
+    assert server.call("Step", session.request(step_number=1, **fields)).replayed
