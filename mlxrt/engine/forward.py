@@ -5,7 +5,7 @@ engine's thread.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 import numpy as np
@@ -32,6 +32,13 @@ class StepGraph:
     sampled: Sampled | None
     logits: mx.array | None
     witness: mx.array | None
+
+    signal: mx.array = field(init=False)
+    """One element that is there when the rest is; for the thread that waits, and for it alone."""
+
+    def __post_init__(self) -> None:
+        # Two threads must not wait for one array, nor may one wait for what another builds on.
+        object.__setattr__(self, "signal", self.arrays()[0].reshape(-1)[:1] + 1)
 
     def arrays(self) -> list[mx.array]:
         """What is read after the step."""

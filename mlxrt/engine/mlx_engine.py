@@ -227,12 +227,15 @@ class MlxEngine:
 class _Watcher:
     """A thread that waits for one launched step at a time and says when it has ended.
 
-    It reads an array that the engine's thread has launched, which any thread may do, and touches
-    nothing else.
+    It reads an array of its own that the engine's thread has launched, which any thread may do. An
+    array that the engine's thread waits for or builds on would not do: MLX guards no array against
+    two threads.
     """
 
     def __init__(self, changed: threading.Condition) -> None:
         self._changed = changed
+        # So that the engine's thread is the one that drops a flight's arrays.
+        self._kept: list[Flight] = []
         self._flight: Flight | None = None
         self._stopped = False
         self._asked = threading.Condition()
@@ -243,6 +246,8 @@ class _Watcher:
 
     def watch(self, flight: Flight) -> None:
         """Asks for `flight.ended`; a flight that is watched already ends first."""
+        self._kept = [kept for kept in self._kept if not kept.ended]
+        self._kept.append(flight)
         with self._asked:
             self._flight = flight
             self._asked.notify()
@@ -267,11 +272,12 @@ class _Watcher:
             assert flight is not None
             try:
                 if flight.graph is not None:
-                    np.array(flight.graph.arrays()[0])
+                    np.array(flight.graph.signal)
             except Exception as error:
                 flight.watched_error = error
             with self._changed:
                 flight.ended = True
+                flight = None
                 self._changed.notify_all()
 
 

@@ -155,7 +155,7 @@ class StepRunner:
             counters.head_rows += len(batch.selected_sequences)
         flight.launched, flight.launched_s = True, time.perf_counter()
         try:
-            mx.async_eval(flight.graph.arrays(), forward.pools())  # type: ignore[no-untyped-call]
+            mx.async_eval(flight.graph.arrays(), forward.pools(), flight.graph.signal)  # type: ignore[no-untyped-call]
         except Exception as error:
             self._recover(flight, "launching the step", error)
         flight.snapshot = flight.snapshot if flight.failure is None else []

@@ -44,7 +44,7 @@ class Runner:
         array = DeviceArray()
         flight = Flight(plan)
         if plan.decode_handles:
-            flight.graph = SimpleNamespace(arrays=lambda: [array])
+            flight.graph = SimpleNamespace(arrays=lambda: [array], signal=array)
         self.flights.append(flight)
         self._note("begin", plan.ticket, array)
         return []
