@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlxrt_client import Client, Scheduler, Session, messages
-from mlxrt_client.v1 import NewSequence, RegisteredTokens, StepItem, StepRequest
+from mlxrt_client.v1 import StepRequest
 
 from mlxrt import bundled
 from mlxrt.check.numbers import run_oracle
@@ -94,27 +94,15 @@ def _teacher_forced(session: Session, tokens: list[int]) -> list[tuple[int, np.n
     blocks_each = -(-len(tokens) // BLOCK_SIZE)
     leased = session.allocate_blocks({0: 2 * blocks_each})[0]
     tables = {1: leased[::2], 2: leased[::-2]}
-    registration = StepRequest(
-        new_sequences=[
-            NewSequence(
-                sequence_id=sequence_id, prompt_token_ids=tokens,
-                tables=messages.block_tables({0: table}),
-            )
-            for sequence_id, table in tables.items()
-        ]
-    )  # fmt: skip
-    session.step(registration)
+    new = [messages.new_sequence(i, tokens, {0: table}) for i, table in tables.items()]
+    session.step(StepRequest(new_sequences=new))
     rows = []
     chunks = [(p, 5) for p in range(0, 10, 5)] + [(p, 1) for p in range(10, len(tokens))]
     for start, count in chunks:
         step = StepRequest()
         for sequence_id in tables:
-            step.items.append(
-                StepItem(
-                    sequence_id=sequence_id, row_count=count, registered=RegisteredTokens(),
-                    return_logits=True,
-                )
-            )  # fmt: skip
+            step.items.append(messages.chunk_item(sequence_id, count, sample=False))
+            step.items[-1].return_logits = True
         for result in session.step(step).results:
             assert result.position == start + count
             rows.append((start + count - 1, np.frombuffer(result.logits.data, "<f4")))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from mlxrt_client import Client, Session, messages
 from mlxrt_client.errors import OutOfBlocksError
-from mlxrt_client.v1 import NewSequence, RegisteredTokens, StepItem, StepRequest
+from mlxrt_client.v1 import StepRequest
 
 from mlxrt.testing.server_process import ServerProcess
 
@@ -43,15 +43,9 @@ def _survive(session: Session, on_step: Callable[[int], None]) -> list[int]:
     each = len(tables) // 4
     for index in range(4):
         table = tables[index * each : (index + 1) * each]
-        step.new_sequences.append(
-            NewSequence(
-                sequence_id=index, prompt_token_ids=[300 + index, 17, 44],
-                tables=messages.block_tables({0: table}),
-            )
-        )  # fmt: skip
-        step.items.append(
-            StepItem(sequence_id=index, row_count=3, registered=RegisteredTokens(), sample=True)
-        )
+        prompt = [300 + index, 17, 44]
+        step.new_sequences.append(messages.new_sequence(index, prompt, {0: table}))
+        step.items.append(messages.chunk_item(index, len(prompt), sample=True))
     tokens = [result.token_ids[0] for result in session.step(step).results]
     for number in range(STEPS):
         on_step(number)

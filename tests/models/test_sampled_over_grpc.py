@@ -10,10 +10,7 @@ import pytest
 from mlxrt_client import Client, Scheduler, messages
 from mlxrt_client.v1 import (
     ExecutionServiceStub,
-    NewSequence,
-    RegisteredTokens,
     SamplingParams,
-    StepItem,
     StepRequest,
 )
 
@@ -74,19 +71,9 @@ def test_a_replay_answers_the_same_and_runs_once(client: Client) -> None:
         step = StepRequest(
             session=session.ref,
             step_number=1,
-            new_sequences=[
-                NewSequence(
-                    sequence_id=1, prompt_token_ids=PROMPTS[4], sampling=_sampling(4),
-                    tables=messages.block_tables({0: blocks}),
-                )
-            ],
-            items=[
-                StepItem(
-                    sequence_id=1, row_count=len(PROMPTS[4]), registered=RegisteredTokens(),
-                    sample=True,
-                )
-            ],
-        )  # fmt: skip
+            new_sequences=[messages.new_sequence(1, PROMPTS[4], {0: blocks}, _sampling(4))],
+            items=[messages.chunk_item(1, len(PROMPTS[4]), sample=True)],
+        )
         execution = ExecutionServiceStub(client.channel)
         first, second = execution.Step(step), execution.Step(step)
         assert not first.replayed and second.replayed
@@ -102,19 +89,9 @@ def test_logprobs_are_those_of_mlx_lms_logits(client: Client) -> None:
     with client.open_session() as session:
         blocks = session.allocate_blocks({0: 4})[0]
         step = StepRequest(
-            new_sequences=[
-                NewSequence(
-                    sequence_id=1, prompt_token_ids=PROMPTS[6], sampling=sampling,
-                    tables=messages.block_tables({0: blocks}),
-                )
-            ],
-            items=[
-                StepItem(
-                    sequence_id=1, row_count=len(PROMPTS[6]), registered=RegisteredTokens(),
-                    sample=True,
-                )
-            ],
-        )  # fmt: skip
+            new_sequences=[messages.new_sequence(1, PROMPTS[6], {0: blocks}, sampling)],
+            items=[messages.chunk_item(1, len(PROMPTS[6]), sample=True)],
+        )
         (result,) = session.step(step).results
         answers = [(result.token_ids[0], result.logprobs[0], result.top_logprobs[0])]
         for _ in range(11):
