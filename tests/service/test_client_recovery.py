@@ -278,7 +278,7 @@ def test_a_stream_that_another_one_replaced_is_fenced(client: Client) -> None:
 
 
 ERRORS: dict[str, tuple[type[MlxrtError], str, Callable[[Any], object]]] = {
-    "no free blocks": (OutOfBlocksError, "NO_FREE_BLOCKS", lambda s: s.allocate_blocks({0: 40})),
+    "no free blocks": (OutOfBlocksError, "NO_FREE_BLOCKS", lambda s: s.allocate_blocks({0: 39})),
     "group": (InvalidRequestError, "FIELD_INVALID", lambda s: s.allocate_blocks({7: 1})),
     "foreign block": (PreconditionError, "BLOCK_NOT_LEASED", lambda s: s.free_blocks({0: [39]})),
     "sequence": (NotFoundError, "SEQUENCE_UNKNOWN", lambda s: s.decode([5])),
@@ -393,9 +393,8 @@ def test_loading_is_waited_for_or_told() -> None:
     gate = threading.Event()
     engine = FakeEngine(threaded=True, load_gate=gate)
     server = ServerThread(engine, start_timeout_s=0.01, address="127.0.0.1:0")
-    entering = threading.Thread(target=lambda: suppress_start(server))
-    entering.start()
-    entering.join()
+    with pytest.raises(RuntimeError, match="does not serve"):
+        server.__enter__()
     wait_until(lambda: server.address != "")
     with Client(server.address, retry=IMPATIENT) as client:
         assert client.server_info().state == v1.ServerState.SERVER_STATE_LOADING
@@ -406,9 +405,3 @@ def test_loading_is_waited_for_or_told() -> None:
     with Client(server.address, retry=QUICK) as client:
         assert client.model_info().model_name == "fake"
     server.stop()
-
-
-def suppress_start(server: ServerThread) -> None:
-    """Starts a server without waiting until it serves."""
-    with suppress(RuntimeError):
-        server.__enter__()
