@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mlxrt_client.v1 import block_pb2, sampling_pb2
 
-from mlxrt.core.model import Limits, ModelFacts
+from mlxrt.core.model import Limits
 from mlxrt.core.sampling import GREEDY, Sampling
 from mlxrt.errors import field_invalid, limit_exceeded
 
@@ -17,34 +17,24 @@ _PENALTY_MAX = 2.0
 
 
 def decode_tables(
-    tables: Sequence[block_pb2.BlockTable], path: str, entries_max: int
+    tables: Sequence[block_pb2.BlockTable], path: str, check_count: Callable[[str, int], None]
 ) -> dict[int, list[int]]:
     """Block ids by group.
 
     Args:
         path: of the repeated field.
-        entries_max: most entries that one table may have.
+        check_count: raises where one list of ids, by its path, has too many.
 
     Raises:
-        FIELD_INVALID: a group stands twice. LIMIT_EXCEEDED: a table is longer than any sequence.
+        FIELD_INVALID: a group stands twice.
     """
     decoded: dict[int, list[int]] = {}
     for index, table in enumerate(tables):
         if table.group in decoded:
             raise field_invalid(f"{path}[{index}].group", f"group {table.group} stands twice")
-        count = len(table.block_ids)
-        if count > entries_max:
-            raise field_invalid(
-                f"{path}[{index}].block_ids", f"{count} entries; at most {entries_max} have a use"
-            )
+        check_count(f"{path}[{index}].block_ids", len(table.block_ids))
         decoded[table.group] = table.block_ids[:]
     return decoded
-
-
-def table_entries_max(facts: ModelFacts, limits: Limits) -> int:
-    """Entries of the longest table that a sequence can use."""
-    length = min(facts.max_model_length, limits.max_model_length)
-    return -(-length // facts.block_size)
 
 
 def decode_request_id(request_id: str) -> str:

@@ -16,7 +16,7 @@ from mlxrt_client.v1 import sequence_pb2, step_pb2
 from mlxrt.core.model import Limits, ModelFacts
 from mlxrt.core.step import Item, NewSequence, StepInput, TokenSource
 from mlxrt.errors import field_invalid, limit_exceeded, unsupported
-from mlxrt.server.decode_fields import decode_tables, sampling_or_greedy, table_entries_max
+from mlxrt.server.decode_fields import decode_tables, sampling_or_greedy
 
 _DIGEST_BYTES = 16
 _SOURCES = {
@@ -42,7 +42,7 @@ class StepDecoder:
     def __init__(self, facts: ModelFacts, limits: Limits) -> None:
         self._facts = facts
         self._limits = limits
-        self._entries_max = table_entries_max(facts, limits)
+        self._length_max = min(facts.max_model_length, limits.max_model_length)
 
     def decode(self, message: step_pb2.StepRequest) -> StepCall:
         """The step; empties `message`'s session on the way.
@@ -115,6 +115,12 @@ class StepDecoder:
                     f"items[{index}].return_logits",
                 )  # fmt: skip
 
+    def _check_entries(self, path: str, count: int) -> None:
+        """Refuses a table that is longer than any sequence."""
+        size = self._facts.block_size
+        if count > -(-self._length_max // size):
+            raise limit_exceeded("max_model_length", self._length_max, count * size, path)
+
     def _new_sequence(self, message: sequence_pb2.NewSequence, path: str) -> NewSequence:
         for name in ("adapter_id", "state_slot_id"):
             if getattr(message, name):
@@ -122,10 +128,9 @@ class StepDecoder:
         for name in ("input_embeddings", "prompt_top_logprobs"):
             if message.HasField(name):
                 raise unsupported(f"{path}.{name}")
-        length_max = min(self._limits.max_model_length, self._facts.max_model_length)
-        if len(message.prompt_token_ids) > length_max:
+        if len(message.prompt_token_ids) > self._length_max:
             raise limit_exceeded(
-                "max_model_length", length_max, len(message.prompt_token_ids),
+                "max_model_length", self._length_max, len(message.prompt_token_ids),
                 f"{path}.prompt_token_ids",
             )  # fmt: skip
         sampling = sampling_or_greedy(message, path, self._facts.vocabulary_size, self._limits)
@@ -133,7 +138,7 @@ class StepDecoder:
         return NewSequence(
             sequence_id=message.sequence_id,
             prompt=message.prompt_token_ids[:],
-            tables=decode_tables(message.tables, f"{path}.tables", self._entries_max),
+            tables=decode_tables(message.tables, f"{path}.tables", self._check_entries),
             sampling=sampling,
             seed=message.sampling.seed if seeded else None,
         )
@@ -161,11 +166,11 @@ class StepDecoder:
         change = message.WhichOneof("table_change")
         if change == "append":
             item.append = decode_tables(
-                message.append.tables, f"{path}.append.tables", self._entries_max
+                message.append.tables, f"{path}.append.tables", self._check_entries
             )
         elif change == "replace":
             item.replace = decode_tables(
-                message.replace.tables, f"{path}.replace.tables", self._entries_max
+                message.replace.tables, f"{path}.replace.tables", self._check_entries
             )
         if message.leading_holes:
             item.leading_holes = {}

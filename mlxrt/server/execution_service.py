@@ -86,7 +86,12 @@ class ExecutionService:
         runtime = self._runtime()
         decode_request_id(request.request_id)
         blocks_max = max(group.block_count for group in runtime.facts.groups)
-        blocks = decode_tables(request.blocks, "blocks", blocks_max)
+
+        def check_count(path: str, count: int) -> None:
+            if count > blocks_max:
+                raise field_invalid(path, f"{count} blocks; no group has more than {blocks_max}")
+
+        blocks = decode_tables(request.blocks, "blocks", check_count)
         free = runtime.core.free_blocks(
             decode_session(request), request.request_id, blocks, runtime.now_ms()
         )

@@ -151,6 +151,8 @@ def test_a_table_longer_than_any_sequence(limited: Any) -> None:
     before = limited.digest()
     refusal = limited.refused("Step", request)
     assert refusal.fields == ("new_sequences[0].tables[0].block_ids",)
+    assert refusal.reason is Reason.LIMIT_EXCEEDED
+    assert refusal.metadata == {"limit": "max_model_length", "maximum": "20", "value": "24"}
     assert limited.digest() == before
     del request.new_sequences[0].tables[0].block_ids[-1]
     assert not limited.call("Step", request).HasField("error")
