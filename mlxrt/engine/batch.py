@@ -28,7 +28,7 @@ class Batch:
 
     Attributes:
         handles: of the sequences, decode sequences first.
-        rows: [S] their rows in the mirrors.
+        lines: [S] their lines in the mirrors.
         known: [S] number of tokens before the next one, `start + count`.
         tokens: [Tb] int32; negative codes where the token is still on the device.
         groups: where the rows lie, by group.
@@ -45,7 +45,7 @@ class Batch:
     """
 
     handles: list[int]
-    rows: IndexArray
+    lines: IndexArray
     known: IndexArray
     tokens: IntArray
     groups: list[HostRows]
@@ -99,7 +99,7 @@ def build_batch(
     handles = [*plan.decode_handles, *(entry.handle for entry in entries)]
     if not handles:
         return None
-    rows = mirrors.rows_of(handles)
+    lines = mirrors.lines_of(handles)
     starts = np.array([*plan.decode_starts, *(entry.start for entry in entries)], np.int64)
     counts = np.ones(len(handles), np.int64)
     if entries:
@@ -107,7 +107,7 @@ def build_batch(
     known = starts + counts
     mirrors.ensure_columns(int(known.max()) + 1)
     overwrites = [
-        _write_explicit(entry, int(rows[decode_count + index]), mirrors)
+        _write_explicit(entry, int(lines[decode_count + index]), mirrors)
         for index, entry in enumerate(entries)
         if entry.source is TokenSource.EXPLICIT
     ]
@@ -118,9 +118,9 @@ def build_batch(
     positions = np.arange(row_count) + (starts - query_start[:-1])[owner]
     bucket = padded(row_count, buckets)
     tokens = np.zeros(bucket, np.int32)
-    tokens[:row_count] = mirrors.tokens[rows[owner], positions]
+    tokens[:row_count] = mirrors.tokens[lines[owner], positions]
     groups = [
-        _host_rows(table, rows, owner, positions, query_start, known, block_size, bucket)
+        _host_rows(table, lines, owner, positions, query_start, known, block_size, bucket)
         for table in mirrors.tables
     ]
     selection = _select(plan, entries, decode_count)
@@ -130,14 +130,14 @@ def build_batch(
     codes = encode_pending(sampled, parity)
     pending = mirrors.overwrite(
         [handles[index] for index in sampled_sequences.tolist()],
-        rows[sampled_sequences],
+        lines[sampled_sequences],
         known[sampled_sequences],
         codes,
     )
     all_rows = len(selected_sequences) == bucket
     return Batch(
         handles=handles,
-        rows=rows,
+        lines=lines,
         known=known,
         tokens=tokens,
         groups=groups,
@@ -197,16 +197,16 @@ def _select(plan: StepPlan, entries: list[Entry], decode_count: int) -> _Selecti
     return selection
 
 
-def _write_explicit(entry: Entry, row: int, mirrors: SequenceMirrors) -> Overwrite:
+def _write_explicit(entry: Entry, line: int, mirrors: SequenceMirrors) -> Overwrite:
     positions = np.arange(entry.start, entry.start + entry.count, dtype=np.int64)
-    rows = np.full(entry.count, row, np.int64)
+    lines = np.full(entry.count, line, np.int64)
     tokens = np.asarray(entry.token_ids, np.int32)
-    return mirrors.overwrite([entry.handle] * entry.count, rows, positions, tokens)
+    return mirrors.overwrite([entry.handle] * entry.count, lines, positions, tokens)
 
 
 def _host_rows(
     table: IntArray,
-    rows: IndexArray,
+    lines: IndexArray,
     owner: IndexArray,
     positions: IndexArray,
     query_start: IndexArray,
@@ -218,11 +218,11 @@ def _host_rows(
     width = -(-int(known.max()) // block_size)
     count = len(positions)
     slots = np.full(bucket, -1, np.int64)
-    blocks = table[rows[owner], positions // block_size].astype(np.int64)
+    blocks = table[lines[owner], positions // block_size].astype(np.int64)
     slots[:count] = blocks * block_size + positions % block_size
     padded_positions = np.zeros(bucket, np.int32)
     padded_positions[:count] = positions
-    tables = table[rows, :width]
+    tables = table[lines, :width]
     return HostRows(
         positions=padded_positions,
         slots=slots,

@@ -1,7 +1,7 @@
 """What the engine remembers of each sequence: tokens, block tables and sampling rules, in dense
 arrays.
 
-Every sequence has a row in arrays that all sequences share, so that a step's metadata are a few
+Every sequence has a line in arrays that all sequences share, so that a step's metadata are a few
 vectorised look-ups. A token that is still on the device stands in the arrays as a negative code,
 which names its place in the tokens of the step that samples it. Owned by the engine's thread.
 """
@@ -17,7 +17,7 @@ from mlxrt.core.step import Registration, TableUpdate
 from mlxrt.engine.sampling import SamplingRow, is_plain_greedy
 
 _CODE_STRIDE = 1 << 24
-_INITIAL_ROWS = 64
+_INITIAL_LINES = 64
 _INITIAL_COLUMNS = 256
 _INITIAL_BLOCKS = 16
 
@@ -39,78 +39,78 @@ def decode_pending(codes: IntArray, parity: int) -> IntArray:
 
 @dataclass(slots=True)
 class Overwrite:
-    """Tokens that a step replaced, kept until it has ended: `before[i]` stood at `(rows[i],
+    """Tokens that a step replaced, kept until it has ended: `before[i]` stood at `(lines[i],
     positions[i])`.
     """
 
     handles: list[int]
-    rows: IndexArray
+    lines: IndexArray
     positions: IndexArray
     before: IntArray
 
 
 class SequenceMirrors:
-    """The sequences that the engine knows.
+    """The sequences that the engine knows, in L lines; rows are tokens of a step.
 
     Attributes:
-        tokens: [R, C] int32; negative where the token is still on the device.
-        tables: by group, [R, B] int32.
-        prompt_length: [R] int64.
-        sampling: by row; None for a plain greedy sequence.
+        tokens: [L, C] int32; negative where the token is still on the device.
+        tables: by group, [L, B] int32.
+        prompt_length: [L] int64.
+        sampling: by line; None for a plain greedy sequence.
     """
 
     def __init__(self, group_count: int) -> None:
-        self.tokens: IntArray = np.zeros((_INITIAL_ROWS, _INITIAL_COLUMNS), np.int32)
+        self.tokens: IntArray = np.zeros((_INITIAL_LINES, _INITIAL_COLUMNS), np.int32)
         self.tables: list[IntArray] = [
-            np.zeros((_INITIAL_ROWS, _INITIAL_BLOCKS), np.int32) for _ in range(group_count)
+            np.zeros((_INITIAL_LINES, _INITIAL_BLOCKS), np.int32) for _ in range(group_count)
         ]
-        self.prompt_length: IndexArray = np.zeros(_INITIAL_ROWS, np.int64)
-        self.sampling: list[SamplingRow | None] = [None] * _INITIAL_ROWS
-        self._row_of: dict[int, int] = {}
-        self._free = list(range(_INITIAL_ROWS - 1, -1, -1))
+        self.prompt_length: IndexArray = np.zeros(_INITIAL_LINES, np.int64)
+        self.sampling: list[SamplingRow | None] = [None] * _INITIAL_LINES
+        self._line_of: dict[int, int] = {}
+        self._free = list(range(_INITIAL_LINES - 1, -1, -1))
 
     def __len__(self) -> int:
-        return len(self._row_of)
+        return len(self._line_of)
 
     def __contains__(self, handle: int) -> bool:
-        return handle in self._row_of
+        return handle in self._line_of
 
-    def rows_of(self, handles: list[int]) -> IndexArray:
-        """Rows of the sequences: [S]."""
-        row_of = self._row_of
-        return np.array([row_of[handle] for handle in handles], np.int64)
+    def lines_of(self, handles: list[int]) -> IndexArray:
+        """Lines of the sequences: [S]."""
+        line_of = self._line_of
+        return np.array([line_of[handle] for handle in handles], np.int64)
 
     def retire(self, handle: int) -> None:
         """Forgets a sequence; an unknown one is no error."""
-        row = self._row_of.pop(handle, None)
-        if row is not None:
-            self.sampling[row] = None
-            self._free.append(row)
+        line = self._line_of.pop(handle, None)
+        if line is not None:
+            self.sampling[line] = None
+            self._free.append(line)
 
     def register(self, registration: Registration) -> None:
-        """Gives a sequence a row."""
+        """Gives a sequence a line."""
         if not self._free:
-            self._grow_rows()
-        row = self._free.pop()
-        self._row_of[registration.handle] = row
+            self._grow_lines()
+        line = self._free.pop()
+        self._line_of[registration.handle] = line
         prompt = np.asarray(registration.prompt, np.int32)
         self.ensure_columns(len(prompt) + 1)
-        self.tokens[row, : len(prompt)] = prompt
+        self.tokens[line, : len(prompt)] = prompt
         prompt_length = len(prompt) - registration.generated_count
-        self.prompt_length[row] = prompt_length
+        self.prompt_length[line] = prompt_length
         for table in self.tables:
-            table[row] = 0
+            table[line] = 0
         rules = registration.sampling
         if not is_plain_greedy(rules):
-            self.sampling[row] = SamplingRow(rules, seed=registration.seed)
+            row = SamplingRow(rules, seed=registration.seed)
             if rules.penalised:
-                distinct = np.unique(prompt[:prompt_length])
-                self.sampling[row].prompt = distinct  # type: ignore[union-attr]
+                row.prompt = np.unique(prompt[:prompt_length])
+            self.sampling[line] = row
 
     def update_table(self, update: TableUpdate) -> None:
         """Writes a change into a table; an unknown sequence is no error."""
-        row = self._row_of.get(update.handle)
-        if row is None:
+        line = self._line_of.get(update.handle)
+        if line is None:
             return
         last = update.first_index + len(update.block_ids)
         table = self.tables[update.group]
@@ -118,36 +118,36 @@ class SequenceMirrors:
             wider = max(last, 2 * table.shape[1])
             table = np.pad(table, ((0, 0), (0, wider - table.shape[1])))
             self.tables[update.group] = table
-        table[row, update.first_index : last] = update.block_ids
+        table[line, update.first_index : last] = update.block_ids
 
     def overwrite(
-        self, handles: list[int], rows: IndexArray, positions: IndexArray, tokens: IntArray
+        self, handles: list[int], lines: IndexArray, positions: IndexArray, tokens: IntArray
     ) -> Overwrite:
-        """Puts `tokens` at `(rows, positions)`; `handles` are the owners, one per token. Returns
+        """Puts `tokens` at `(lines, positions)`; `handles` are the owners, one per token. Returns
         what stood there.
         """
-        before = self.tokens[rows, positions]
-        self.tokens[rows, positions] = tokens
-        return Overwrite(handles, rows, positions, before)
+        before = self.tokens[lines, positions]
+        self.tokens[lines, positions] = tokens
+        return Overwrite(handles, lines, positions, before)
 
     def undo(self, overwrite: Overwrite) -> None:
-        """Puts back what stood there, where the row still belongs to the same sequence."""
-        row_of = self._row_of
+        """Puts back what stood there, where the line still belongs to the same sequence."""
+        line_of = self._line_of
         kept = np.array(
             [
-                row_of.get(handle) == row
-                for handle, row in zip(overwrite.handles, overwrite.rows.tolist(), strict=True)
+                line_of.get(handle) == line
+                for handle, line in zip(overwrite.handles, overwrite.lines.tolist(), strict=True)
             ],
             bool,
         )
-        rows, positions = overwrite.rows[kept], overwrite.positions[kept]
-        self.tokens[rows, positions] = overwrite.before[kept]
+        lines, positions = overwrite.lines[kept], overwrite.positions[kept]
+        self.tokens[lines, positions] = overwrite.before[kept]
 
     def resolve(self, overwrite: Overwrite, codes: IntArray, values: IntArray) -> None:
         """Replaces the codes that `overwrite` put there, where they still stand, by the tokens."""
-        rows, positions = overwrite.rows, overwrite.positions
-        standing = self.tokens[rows, positions] == codes
-        self.tokens[rows[standing], positions[standing]] = values[standing]
+        lines, positions = overwrite.lines, overwrite.positions
+        standing = self.tokens[lines, positions] == codes
+        self.tokens[lines[standing], positions[standing]] = values[standing]
 
     def ensure_columns(self, count: int) -> None:
         """Makes room for `count` tokens per sequence."""
@@ -155,7 +155,7 @@ class SequenceMirrors:
         if count > width:
             self.tokens = np.pad(self.tokens, ((0, 0), (0, max(count, 2 * width) - width)))
 
-    def _grow_rows(self) -> None:
+    def _grow_lines(self) -> None:
         count = len(self.sampling)
         self.tokens = np.pad(self.tokens, ((0, count), (0, 0)))
         self.tables = [np.pad(table, ((0, count), (0, 0))) for table in self.tables]

@@ -202,7 +202,7 @@ class StepRunner:
         special = False
         for index in batch.sampled_selections.tolist():
             sequence = int(batch.selected_sequences[index])
-            row = rules[batch.rows[sequence]]
+            row = rules[batch.lines[sequence]]
             if row is not None:
                 special = True
                 rows[index] = self._at_step(row, batch, sequence)
@@ -215,9 +215,9 @@ class StepRunner:
         known = int(batch.known[sequence])
         row.position = known
         if row.sampling.penalised:
-            mirror_row = batch.rows[sequence]
-            first = int(self._mirrors.prompt_length[mirror_row])
-            generated = self._mirrors.tokens[mirror_row, first:known]
+            line = batch.lines[sequence]
+            first = int(self._mirrors.prompt_length[line])
+            generated = self._mirrors.tokens[line, first:known]
             coded = generated < 0
             row.generated = generated[~coded]
             row.pending = decode_pending(generated[coded], 1 - batch.parity).tolist()

@@ -1,4 +1,4 @@
-"""The engine's memory of sequences: rows reused, codes resolved, overwrites taken back."""
+"""The engine's memory of sequences: lines reused, codes resolved, overwrites taken back."""
 
 from __future__ import annotations
 
@@ -58,37 +58,37 @@ def test_a_code_is_resolved_only_where_it_still_stands():
     decode = StepPlan(2, decode_handles=[1, 2], decode_starts=[1, 0])
     batch = build_batch(decode, mirrors, BLOCK_SIZE, (), parity=1)
     assert batch.selected_rows is None
-    # Sequence 1 goes; its row serves another, whose prompt lies where the token was expected.
+    # Sequence 1 goes; its line serves another, whose prompt lies where the token was expected.
     apply_changes(
         StepPlan(3, retired=[1], registrations=[Registration(9, [7, 7, 7, 7], GREEDY, 0)]), mirrors
     )
     mirrors.resolve(batch.pending, batch.codes, np.array([40, 41], np.int32))
-    assert mirrors.tokens[mirrors.rows_of([9])[0], :4].tolist() == [7, 7, 7, 7]
-    assert mirrors.tokens[mirrors.rows_of([2])[0], 1] == 41
+    assert mirrors.tokens[mirrors.lines_of([9])[0], :4].tolist() == [7, 7, 7, 7]
+    assert mirrors.tokens[mirrors.lines_of([2])[0], 1] == 41
 
 
 def test_undo_puts_back_what_has_been_read_meanwhile():
     mirrors = mirrors_with((1, [1, 2], [4]))
-    row = mirrors.rows_of([1])[0]
+    line = mirrors.lines_of([1])[0]
     first = build_batch(StepPlan(2, decode_handles=[1], decode_starts=[1]), mirrors, 4, (), 0)
     entry = Entry(1, 1, 2, TokenSource.EXPLICIT, [8, 9], sample=True)
     second = build_batch(StepPlan(3, entries=[entry]), mirrors, 4, (), 1)
-    assert mirrors.tokens[row, :3].tolist() == [1, 8, 9]
+    assert mirrors.tokens[line, :3].tolist() == [1, 8, 9]
     read = np.array([50], np.int32)
     mirrors.resolve(first.pending, first.codes, read)
     for overwrite in (second.pending, *second.overwrites):
         resolve_before(overwrite, first.parity, read)
     undo_batch(second, mirrors)
-    assert mirrors.tokens[row, :3].tolist() == [1, 2, 50]
+    assert mirrors.tokens[line, :3].tolist() == [1, 2, 50]
 
 
 def test_many_sequences_and_long_ones():
     prompts = {handle: [handle % 50] * (handle * 3 + 1) for handle in range(1, 200)}
     mirrors = mirrors_with(*((h, p, [h] * (len(p) // 4 + 1)) for h, p in prompts.items()))
     for handle, prompt in prompts.items():
-        row = mirrors.rows_of([handle])[0]
-        assert mirrors.tokens[row, : len(prompt)].tolist() == prompt
-        assert mirrors.tables[0][row, len(prompt) // 4] == handle
+        line = mirrors.lines_of([handle])[0]
+        assert mirrors.tokens[line, : len(prompt)].tolist() == prompt
+        assert mirrors.tables[0][line, len(prompt) // 4] == handle
     for handle in prompts:
         mirrors.retire(handle)
         mirrors.retire(handle)
@@ -97,18 +97,18 @@ def test_many_sequences_and_long_ones():
 
 def test_a_successor_starts_with_an_empty_table_and_its_own_rules():
     mirrors = mirrors_with((1, [1], [4, 5, 6]))
-    row = mirrors.rows_of([1])[0]
+    line = mirrors.lines_of([1])[0]
     rules = Sampling(temperature=1.0)
     apply_changes(
         StepPlan(2, retired=[1], registrations=[Registration(2, [3], rules, 77)]), mirrors
     )
-    assert mirrors.rows_of([2])[0] == row
-    assert not mirrors.tables[0][row].any()
-    assert (mirrors.sampling[row].sampling, mirrors.sampling[row].seed) == (rules, 77)
+    assert mirrors.lines_of([2])[0] == line
+    assert not mirrors.tables[0][line].any()
+    assert (mirrors.sampling[line].sampling, mirrors.sampling[line].seed) == (rules, 77)
     apply_changes(
         StepPlan(3, retired=[2], registrations=[Registration(3, [3], GREEDY, 0)]), mirrors
     )
-    assert mirrors.sampling[row] is None
+    assert mirrors.sampling[line] is None
 
 
 def test_buckets():

@@ -11,9 +11,9 @@ def test_tokens_that_were_generated_are_no_prompt() -> None:
     mirrors = SequenceMirrors(group_count=1)
     rules = Sampling(frequency_penalty=1.0)
     mirrors.register(Registration(1, [7, 7, 5, 9, 9], rules, seed=3, generated_count=2))
-    (row,) = mirrors.rows_of([1])
-    assert mirrors.prompt_length[row] == 3
-    assert mirrors.tokens[row, :5].tolist() == [7, 7, 5, 9, 9]
-    sampling = mirrors.sampling[row]
+    (line,) = mirrors.lines_of([1])
+    assert mirrors.prompt_length[line] == 3
+    assert mirrors.tokens[line, :5].tolist() == [7, 7, 5, 9, 9]
+    sampling = mirrors.sampling[line]
     assert sampling is not None
     assert sampling.prompt.tolist() == [5, 7]
