@@ -31,7 +31,7 @@ class ExecutionServiceStub(object):
 
     Every rpc may answer, beside what SessionService says of all: NOT_FOUND (SESSION_UNKNOWN: the lease has ended or the server
     restarted; open a new session and prefill again) and ABORTED (EPOCH_STALE: somebody took the session over; stop).
-    A repeat of any call below never acts twice.
+    A repeat of any call below never acts twice, as far back as stored_replies and OpenSessionRequest.request_id say.
     """
 
     def __init__(self, channel):
@@ -92,13 +92,14 @@ class ExecutionServiceServicer(object):
 
     Every rpc may answer, beside what SessionService says of all: NOT_FOUND (SESSION_UNKNOWN: the lease has ended or the server
     restarted; open a new session and prefill again) and ABORTED (EPOCH_STALE: somebody took the session over; stop).
-    A repeat of any call below never acts twice.
+    A repeat of any call below never acts twice, as far back as stored_replies and OpenSessionRequest.request_id say.
     """
 
     def AllocateBlocks(self, request, context):
         """Leases blocks to the session, all that are asked for or none.
 
-        - RESOURCE_EXHAUSTED, NO_FREE_BLOCKS: free blocks or preempt; RetryInfo says when others' may be back.
+        - RESOURCE_EXHAUSTED, NO_FREE_BLOCKS: free blocks or preempt; RetryInfo says when others' may be back. LIMIT_EXCEEDED: more
+        ids than max_message_bytes holds; ask for fewer at a time.
         - FAILED_PRECONDITION, REQUEST_MISMATCH: the request id was used with other content; use a fresh one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -149,7 +150,8 @@ class ExecutionServiceServicer(object):
         """Runs steps over one long-lived stream: the hot path, about a quarter of a unary call's cost.
 
         Send the next step before the last one's answer, up to max_inflight_steps. Refusals that Step gives as a status come in-band
-        and the stream goes on. A session has one stream.
+        and the stream goes on. A session has one stream, and a stream one session: that of its first accepted step. Half-closing
+        ends the stream once all is answered.
 
         - ABORTED, STREAM_REPLACED: a newer stream of the session took over; accepted steps commit all the same.
         """
@@ -161,6 +163,7 @@ class ExecutionServiceServicer(object):
         """Releases sequences outside a step.
 
         - NOT_FOUND, SEQUENCE_UNKNOWN: an id is not registered; nothing was released.
+        - RESOURCE_EXHAUSTED, LIMIT_EXCEEDED: more ids than max_sequences; send fewer.
         - FAILED_PRECONDITION, REQUEST_MISMATCH: as above.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -246,7 +249,7 @@ class ExecutionService(object):
 
     Every rpc may answer, beside what SessionService says of all: NOT_FOUND (SESSION_UNKNOWN: the lease has ended or the server
     restarted; open a new session and prefill again) and ABORTED (EPOCH_STALE: somebody took the session over; stop).
-    A repeat of any call below never acts twice.
+    A repeat of any call below never acts twice, as far back as stored_replies and OpenSessionRequest.request_id say.
     """
 
     @staticmethod

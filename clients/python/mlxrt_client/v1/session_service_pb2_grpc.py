@@ -98,7 +98,7 @@ class SessionServiceServicer(object):
         """Takes a session over: its epoch rises by one, the old owner is refused from now on, steps in flight are discarded.
 
         - NOT_FOUND, SESSION_UNKNOWN: nothing to take over; open a new session.
-        - ABORTED, EPOCH_STALE: somebody else took it over first; stop.
+        - ABORTED, EPOCH_STALE: somebody else took it over, first or since; stop.
         - FAILED_PRECONDITION, REQUEST_MISMATCH: the request id was used with other content; use a fresh one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -109,6 +109,8 @@ class SessionServiceServicer(object):
         """Says what the session holds and where each sequence stands.
 
         - NOT_FOUND, SESSION_UNKNOWN; ABORTED, EPOCH_STALE: as in RenewSession.
+        - RESOURCE_EXHAUSTED, LIMIT_EXCEEDED: the answer is larger than max_message_bytes; ask without tokens or tables, or free
+        sequences first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
