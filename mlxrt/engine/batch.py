@@ -134,7 +134,7 @@ def build_batch(
         known[sampled_sequences],
         codes,
     )
-    all_rows = len(selected_sequences) == bucket
+    last_rows = query_start[1:][selected_sequences] - 1
     return Batch(
         handles=handles,
         lines=lines,
@@ -143,9 +143,7 @@ def build_batch(
         groups=groups,
         row_count=row_count,
         selected_sequences=selected_sequences,
-        selected_rows=None
-        if all_rows
-        else (query_start[1:][selected_sequences] - 1).astype(np.int32),
+        selected_rows=None if len(last_rows) == bucket else last_rows.astype(np.int32),
         selection_of_entry=selection.of_entry,
         logits_selections=selection.logits,
         parity=parity,
