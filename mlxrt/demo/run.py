@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from mlxrt_client import Client, Scheduler
@@ -83,7 +84,7 @@ def _stream(
     """Runs the scheduler to its end; on a terminal the completions grow, elsewhere each is printed
     once it has ended."""
     live = Live(console=console, refresh_per_second=10, vertical_overflow="crop")
-    with live if console.is_terminal else _Nothing():
+    with live if console.is_terminal else nullcontext():
         for token in scheduler.run():
             completion = completions[token.sequence_id]
             if token.token_id is not None:
@@ -95,14 +96,6 @@ def _stream(
             if token.finish is not None:
                 console.print(completion.render())
                 console.rule(style="dim")
-
-
-class _Nothing:
-    """A context that does nothing."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *error: object) -> None: ...
 
 
 def _unfinished(completions: dict[int, _Completion]) -> Group:
