@@ -8,14 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2
 from mlxrt_client.v1 import error_pb2, execution_pb2, session_pb2, step_pb2
 
 from mlxrt.testing import FakeModel
+from mlxrt.testing.server_process import ServerProcess
 
 PROMPT = [5, 9, 2, 77, 1023]
 BLOCK = 4
@@ -25,34 +26,18 @@ STEPS_BESIDE_THE_VICTIM = 8
 TTL_S = 1.0
 
 
-class Process:
-    """`mlxrt serve` on a unix socket, and a channel to it."""
+class Process(ServerProcess):
+    """`mlxrt serve` with a small pool, and a channel to it."""
 
-    def __init__(
-        self, folder: Path, step_ms: float = 0, *, fake: bool = True, **settings: float
-    ) -> None:
-        self.address = f"unix:{folder / 's.sock'}"
-        options = {"fake_model.step_ms": step_ms, "log_format": "json", **settings}
-        command = [
-            sys.executable, "-m", "mlxrt", "serve", "--address", self.address,
-            "--block-size", str(BLOCK), "--num-blocks", str(BLOCKS),
-        ]  # fmt: skip
+    def __init__(self, step_ms: float = 0, *, fake: bool = True, **settings: float) -> None:
+        arguments = ["--block-size", str(BLOCK), "--num-blocks", str(BLOCKS)]
         if fake:
-            command.append("--fake")
+            arguments.append("--fake")
+        options = {"fake_model.step_ms": step_ms, "log_format": "json", **settings}
         for key, value in options.items():
-            command += ["--set", f"{key}={value}"]
-        self.log = (folder / "server.log").open("w")
-        self.process = subprocess.Popen(command, stderr=self.log, stdout=self.log)
+            arguments += ["--set", f"{key}={value}"]
+        super().__init__(arguments)
         self.channel = grpc.insecure_channel(self.address)
-
-    def wait_until_serving(self) -> None:
-        """Waits for health to say SERVING."""
-        grpc.channel_ready_future(self.channel).result(timeout=60)
-        watch = self.channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=120)
-        for response in watch:
-            if health_pb2.HealthCheckResponse.FromString(response).status == 1:
-                break
-        watch.cancel()
 
     def call(self, rpc: str, request: object, response: type) -> object:
         """A unary call."""
@@ -89,30 +74,25 @@ class Process:
         item = {"sequence_id": 1, "row_count": len(PROMPT), "sample": True, "registered": {}}
         return self.step(session, 1, new_sequences=[new], items=[item]).results[0].token_ids[0]
 
-    def stop(self) -> int:
-        """SIGTERM; the exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(20)
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """As `ServerProcess.stop`; no line of the log may be an error."""
+        code = super().stop(number)
         self.channel.close()
-        self.log.close()
-        assert '"error"' not in Path(self.log.name).read_text()
+        assert '"error"' not in self.log
         return code
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    running: list[Process] = []
+def start() -> Iterator[Callable[..., Process]]:
+    """Starts servers; those that still run after the test are killed."""
+    with ExitStack() as running:
 
-    def begin(**options: float) -> Process:
-        running.append(Process(tmp_path, **options))
-        running[-1].wait_until_serving()
-        return running[-1]
+        def begin(**options: float) -> Process:
+            server = running.enter_context(Process(**options))
+            running.callback(server.process.kill)
+            return server
 
-    yield begin
-    for server in running:
-        if server.process.poll() is None:
-            server.process.kill()
-            server.process.wait()
+        yield begin
 
 
 VICTIM = """
