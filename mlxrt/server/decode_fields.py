@@ -44,6 +44,13 @@ def decode_request_id(request_id: str) -> str:
     return request_id
 
 
+def decode_client_name(name: str) -> str:
+    """The name, safe to write to a terminal; raises FIELD_INVALID where it has too many bytes."""
+    if len(name.encode()) > CLIENT_NAME_BYTES_MAX:
+        raise field_invalid("client_name", f"has at most {CLIENT_NAME_BYTES_MAX} bytes")
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
 def _number(value: float, path: str, low: float, high: float, *, above_low: bool = False) -> float:
     """The number; raises FIELD_INVALID unless it is finite and within its range."""
     inside = (low < value if above_low else low <= value) and value <= high

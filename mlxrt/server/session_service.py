@@ -12,7 +12,7 @@ from mlxrt_client.v1 import block_pb2, session_pb2
 
 from mlxrt.core.answers import SequenceSnapshot, SessionRef
 from mlxrt.errors import field_invalid, limit_exceeded
-from mlxrt.server.decode_fields import CLIENT_NAME_BYTES_MAX, decode_request_id
+from mlxrt.server.decode_fields import decode_client_name, decode_request_id
 from mlxrt.server.encode import encode_tables
 from mlxrt.server.errors import encode_error
 from mlxrt.server.handler import parse, serialize, unary
@@ -66,18 +66,17 @@ class SessionService:
         runtime = self._runtime()
         self._lifecycle.check_starting()
         decode_request_id(request.request_id)
-        if len(request.client_name.encode()) > CLIENT_NAME_BYTES_MAX:
-            raise field_invalid("client_name", f"has at most {CLIENT_NAME_BYTES_MAX} bytes")
+        client_name = decode_client_name(request.client_name)
         new_id = secrets.token_hex(_SESSION_ID_BYTES)
         opened = runtime.core.open_session(
-            request.request_id, request.lease_ttl_ms, request.client_name,
+            request.request_id, request.lease_ttl_ms, client_name,
             session_id=new_id,
             session_seed=secrets.randbits(_SEED_BITS),
             now_ms=runtime.now_ms(),
         )  # fmt: skip
         if opened.session.session_id == new_id:  # else a repeat
             _log.info(
-                "session open", session_id=new_id, client_name=request.client_name,
+                "session open", session_id=new_id, client_name=client_name,
                 lease_ttl_ms=opened.lease_ttl_ms,
             )  # fmt: skip
         return serialize(
@@ -117,6 +116,8 @@ class SessionService:
         request = parse(session_pb2.GetSessionRequest, data)
         runtime = self._runtime()
         ref = decode_session(request)
+        if request.include_tokens:
+            _check_tokens_fit(runtime, ref)
         snapshot = runtime.core.read_session(
             ref, include_tables=request.include_tables, include_tokens=request.include_tokens
         )
@@ -153,6 +154,14 @@ class SessionService:
                 released_sequence_count=closed.released_sequence_count,
             )
         )
+
+
+def _check_tokens_fit(runtime: Runtime, ref: SessionRef) -> None:
+    """Refuses tokens that can't fit, a byte each at least, before any is looked at."""
+    state = runtime.core.read_session(ref, include_tables=False, include_tokens=False)
+    count, maximum = sum(s.token_count for s in state.sequences), runtime.limits.max_message_bytes
+    if count > maximum:
+        raise limit_exceeded("max_message_bytes", maximum, count, "include_tokens")
 
 
 def _ref(session: SessionRef) -> session_pb2.SessionRef:

@@ -37,6 +37,18 @@ def test_a_state_that_no_message_carries_is_refused_with_the_way_out(
     assert len(session.state(include_tokens=True).sequences[3].token_ids) == 4000
 
 
+def test_a_state_far_too_large_is_refused_at_little_cost(launch: Callable[..., Any]) -> None:
+    server = launch(limits={"max_message_bytes": MESSAGE_BYTES})
+    session = server.open()
+    for sequence_id in range(1, 50):
+        prompt = [4000] * 4000
+        session.step(new_sequences=[{"sequence_id": sequence_id, "prompt_token_ids": prompt}])
+    request = session_pb2.GetSessionRequest(session=session.ref, include_tokens=True)
+    refusal = server.refused("GetSession", request)
+    assert refusal.reason is Reason.LIMIT_EXCEEDED
+    assert refusal.metadata["value"] == str(49 * 4000), "the tokens were not written out"
+
+
 def test_blocks_that_no_message_names_are_not_leased(launch: Callable[..., Any]) -> None:
     server = launch(
         FakeEngine(num_blocks=40_000, block_size=4), limits={"max_message_bytes": MESSAGE_BYTES}

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from mlxrt_client.v1 import error_pb2, execution_pb2, session_pb2, step_pb2
+from structlog.testing import capture_logs
 
 from mlxrt.errors import Reason
 from mlxrt.testing import FakeEngine
@@ -139,6 +140,28 @@ def test_allocations_refused(
     if field is not None:
         assert refusal.fields == (field,)
     assert server.digest() == before
+
+
+def test_a_name_can_not_drive_the_terminal_that_shows_the_log(server: Any) -> None:
+    with capture_logs() as logs:
+        server.call(
+            "OpenSession",
+            session_pb2.OpenSessionRequest(request_id="n", client_name="Zo\u00eb \x1b[2J\n\u202e"),
+        )
+    assert [e["client_name"] for e in logs if e["event"] == "session open"] == ["Zo\u00eb ?[2J??"]
+
+
+def test_a_refused_call_renews_nothing(launch: Callable[..., Any]) -> None:
+    server = launch(limits={"min_lease_ttl_ms": 1})
+    session = server.open(ttl_ms=300)
+    request = execution_pb2.AllocateBlocksRequest(
+        session=session.ref, request_id="a", counts=[{"count": 64}]
+    )
+    until_s = time.monotonic() + 5
+    while server.refused("AllocateBlocks", request).reason is Reason.NO_FREE_BLOCKS:
+        assert time.monotonic() < until_s, "refused calls keep the lease"
+        time.sleep(0.02)
+    assert server.refused("AllocateBlocks", request).reason is Reason.SESSION_UNKNOWN
 
 
 def test_blocks_that_others_have_are_worth_a_wait(server: Any) -> None:

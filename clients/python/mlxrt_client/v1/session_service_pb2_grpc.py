@@ -85,7 +85,7 @@ class SessionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RenewSession(self, request, context):
-        """Renews the lease. Any other call of the session does so too; this one does nothing else.
+        """Renews the lease. Any other call of the session that succeeds does so too; this one does nothing else.
 
         - NOT_FOUND, SESSION_UNKNOWN: the lease has ended or the server restarted; open a new session and prefill again.
         - ABORTED, EPOCH_STALE: somebody took the session over; stop.
