@@ -63,6 +63,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.waiting: list[tuple[int | None, int, int]] = []
         self.free = [group.block_count - 1 for group in FACTS.groups]
         self.opened = self.requests = self.acts = 0
+        self.failed_lately = False
 
     @rule(entropy=st.integers(0, 2**32 - 1))
     def act(self, entropy: int) -> None:
@@ -261,6 +262,9 @@ class CoreMachine(RuleBasedStateMachine):
         """Every step of the session that could commit will answer `reason`."""
         for ticket in session.inflight:
             self.doomed.setdefault(ticket, reason)
+        failed = {i for i, sequence in session.planned().sequences.items() if sequence.failed}
+        steps = [event for event in session.events if isinstance(event, StepEvent)]
+        executed["failed, then discarded"] += any(failed & (step.ran or set()) for step in steps)
         executed["stepped back"] += session.discard()
 
     def close(self, random: Random) -> None:
@@ -390,9 +394,10 @@ class CoreMachine(RuleBasedStateMachine):
         executed["outcome"] += 1
         plan = self.handed_out.popleft()
         name = self.owner[plan.ticket]
-        fail = random.random() < 0.06
+        fail = random.random() < (0.4 if self.failed_lately else 0.06)
+        self.failed_lately = False
         failing: set[int] = set()
-        if random.random() < 0.12:
+        if random.random() < 0.25:
             handles = [*plan.decode_handles, *(entry.handle for entry in plan.entries)]
             failing = {handle for handle in handles if random.random() < 0.3}
         executed["restored"] += sum(new.generated_count > 0 for new in plan.registrations)
@@ -446,6 +451,7 @@ class CoreMachine(RuleBasedStateMachine):
                 assert contents[handle] == rows.contents, "a row read something else"
                 executed["rows"] += len(rows.contents)
         session.commit(failed)
+        self.failed_lately = bool(failed)
         view = session.committed()
         good = {i for i in expected if i not in failed}
         assert list(reply.token_ids) == [

@@ -55,7 +55,7 @@ class StepMaker:
         decodable = sequence.given and sequence.position == known - 1
         choices: list[tuple[int, Callable[[int, Known], None]]] = [
             (20, self._decode if decodable else self._chunk),
-            (1, self._roll_back),
+            (3, self._roll_back),
             (1, self._preempt),
             (2, self._resume),
             (1, self._give),
@@ -258,7 +258,7 @@ class StepMaker:
             parts["items"].append(Item(sequence_id, append={random.randint(0, 2): [block_id]}))
         elif kind == 3:
             copy = (random.randint(0, 1), block_id, other)
-            parts["copies"] += [copy, copy] if random.random() < 0.3 else [copy]
+            parts["copies"] += [copy, copy] if random.random() < 0.6 else [copy]
         elif kind == 4:
             parts["releases"].append(sequence_id)
         elif kind == 5 and parts["items"]:

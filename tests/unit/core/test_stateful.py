@@ -30,6 +30,7 @@ EVERY = [
     "failed",
     "sequence failed",
     "failed after it was handed out",
+    "failed, then discarded",
     "overlapped",
     "replayed",
     "expired",
