@@ -260,6 +260,47 @@ def test_a_session_taken_over_goes_on_where_it_was(client: Client, engine: FakeE
         new.close()
 
 
+def test_a_take_over_waits_for_the_step_that_runs() -> None:
+    engine = FakeEngine(block_size=4, num_blocks=40, threaded=True, step_s=0.2)
+    with ServerThread(engine) as server, Client(server.address, retry=QUICK) as client:
+        old = client.open_session()
+        first = old.step(prefill(1, [7, 8], old.allocate_blocks({0: 2}))).results[0].token_ids[0]
+        stream = old.stream()
+        lost = [stream.submit(decode(1)), stream.submit(decode(1))]
+        wait_until(lambda: len(old.state().inflight_step_numbers) == 2)
+        new = client.resume_session(old.ref)
+        assert list(new.decode([1]).token_ids) == [engine.expected_token([7, 8, first])]
+        with pytest.raises(MlxrtError) as caught:
+            lost[0].result(10)
+        assert caught.value.reason == "EPOCH_STALE"
+        old.abandon()
+        stream.cancel()
+        new.close()
+
+
+async def test_an_asyncio_take_over_waits_for_the_step_that_runs() -> None:
+    engine = FakeEngine(block_size=4, num_blocks=40, threaded=True, step_s=0.2)
+    with ServerThread(engine) as server:
+        async with aio.Client(server.address, retry=QUICK) as client:
+            old = await client.open_session()
+            blocks = await old.allocate_blocks({0: 2})
+            first = (await old.step(prefill(1, [7, 8], blocks))).results[0].token_ids[0]
+            stream = await old.stream()
+            lost = [await stream.submit(decode(1)), await stream.submit(decode(1))]
+            for _ in range(1000):
+                if len((await old.state()).inflight_step_numbers) == 2:
+                    break
+            new = await client.resume_session(old.ref)
+            reply = await new.decode([1])
+            assert list(reply.token_ids) == [engine.expected_token([7, 8, first])]
+            assert {type(end) for end in await asyncio.gather(*lost, return_exceptions=True)} == {
+                FencedError
+            }
+            await old.abandon()
+            await stream.cancel()
+            await new.close()
+
+
 def test_a_stream_that_another_one_replaced_is_fenced(client: Client) -> None:
     with client.open_session() as session:
         blocks = session.allocate_blocks({0: 2})

@@ -12,7 +12,7 @@ import grpc
 from mlxrt_client import messages
 from mlxrt_client.channel import ChannelSettings, open_channel
 from mlxrt_client.errors import error_from_rpc
-from mlxrt_client.retry import Retry, RetryPolicy
+from mlxrt_client.retry import SETTLE_INTERVAL_S, Retry, RetryPolicy
 from mlxrt_client.session import Session
 from mlxrt_client.v1 import (
     ExecutionServiceStub,
@@ -97,11 +97,22 @@ class Client:
     def resume_session(self, ref: SessionRef) -> Session:
         """Takes a session over, from another process say; its old owner is refused from now on.
 
+        Steps of the old owner's count as in flight until the one that runs has ended: returns then,
+        or once `retry` has no more patience.
+
         Args:
             ref: the session with the epoch last known.
         """
         response = self.call(self.sessions.ResumeSession, messages.resume_session(ref))
-        return Session(self, response.session, response.lease_ttl_ms, response.next_step_number)
+        session = Session(self, response.session, response.lease_ttl_ms, response.next_step_number)
+        until_s = time.monotonic() + self.retry.patience_s
+        try:
+            while time.monotonic() < until_s and session.state().inflight_step_numbers:
+                self._closed.wait(SETTLE_INTERVAL_S)
+        except BaseException:
+            session.abandon()
+            raise
+        return session
 
     def call(self, method: Any, request: Any, *, retry: RetryPolicy | None = None) -> Any:
         """Calls a unary method of a stub, with repeats, and returns its response.

@@ -31,6 +31,9 @@ class RetryPolicy:
 CLOSE_PATIENCE_S = 2.0
 """Longest time that closing a session is tried: its lease ends anyway."""
 
+SETTLE_INTERVAL_S = 0.01
+"""Time between two looks whether the steps of a session taken over have ended."""
+
 
 class Retry:
     """The course of one call, or of one stream between two answers."""

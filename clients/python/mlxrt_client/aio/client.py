@@ -13,7 +13,7 @@ from mlxrt_client import messages
 from mlxrt_client.aio.session import Session
 from mlxrt_client.channel import ChannelSettings, open_aio_channel
 from mlxrt_client.errors import error_from_rpc
-from mlxrt_client.retry import Retry, RetryPolicy
+from mlxrt_client.retry import SETTLE_INTERVAL_S, Retry, RetryPolicy
 from mlxrt_client.v1 import (
     ExecutionServiceStub,
     GetModelInfoRequest,
@@ -80,10 +80,18 @@ class Client:
         return Session(self, response.session, response.lease_ttl_ms)
 
     async def resume_session(self, ref: SessionRef) -> Session:
-        """Takes a session over; its old owner is refused from now on."""
+        """Takes a session over, as `mlxrt_client.Client.resume_session`."""
         request = messages.resume_session(ref)
         response = await self.call(self.sessions.ResumeSession, request)
-        return Session(self, response.session, response.lease_ttl_ms, response.next_step_number)
+        session = Session(self, response.session, response.lease_ttl_ms, response.next_step_number)
+        until_s = time.monotonic() + self.retry.patience_s
+        try:
+            while time.monotonic() < until_s and (await session.state()).inflight_step_numbers:
+                await asyncio.sleep(SETTLE_INTERVAL_S)
+        except BaseException:
+            await session.abandon()
+            raise
+        return session
 
     async def call(self, method: Any, request: Any, *, retry: RetryPolicy | None = None) -> Any:
         """Calls a unary method of a stub, with repeats, and returns its response.
