@@ -24,7 +24,7 @@ from mlxrt.server.dispatch import EngineEvents
 from mlxrt.server.drain import Drain
 from mlxrt.server.errors import defect
 from mlxrt.server.execute_stream import StreamRegistry
-from mlxrt.server.lifecycle import ExitCode, Lifecycle, ServerState, draining
+from mlxrt.server.lifecycle import Lifecycle, ServerState, draining
 from mlxrt.server.listening import bind
 from mlxrt.server.reaper import Reaper, monotonic_ms
 from mlxrt.server.runtime import Runtime, build_runtime

@@ -20,17 +20,6 @@ class ServerState(enum.IntEnum):
     FAILED = 4
 
 
-class ExitCode(enum.IntEnum):
-    """Exit codes of `mlxrt serve`."""
-
-    OK = 0
-    CONFIG = 2
-    MODEL = 3
-    ABI = 4
-    MEMORY = 5
-    DEVICE_LOST = 6
-
-
 class Lifecycle:
     """The server's state: LOADING, SERVING, DRAINING or FAILED, in that order, none twice.
 
