@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from mlxrt.config import ConfigError, Settings, load_settings
-from mlxrt.server.lifecycle import ExitCode
+from mlxrt.exit_code import ExitCode
 from mlxrt.versions import installed_versions
 
 REPORT_COLUMNS = 140

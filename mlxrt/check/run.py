@@ -11,8 +11,8 @@ from rich.table import Table
 
 from mlxrt.config import Settings
 from mlxrt.errors import MlxrtError
+from mlxrt.exit_code import ExitCode
 from mlxrt.launch import make_engine
-from mlxrt.server.lifecycle import ExitCode
 from mlxrt.telemetry import configure_logs
 from mlxrt.testing.local_runner import LocalRunner
 from mlxrt.versions import installed_versions

@@ -20,6 +20,7 @@ from mlxrt.engine.counters import EngineCounters
 from mlxrt.engine.engine_config import EngineConfig
 from mlxrt.engine.environment import prepare_environment
 from mlxrt.errors import MlxrtError, Reason
+from mlxrt.exit_code import ExitCode
 
 if TYPE_CHECKING:
     from mlxrt.engine.assembly import Assembled
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from mlxrt.engine.memory_plan import MemoryPlan
 
 _IDLE_BEAT_S = 0.5
-EXIT_MODEL, EXIT_ABI, EXIT_MEMORY = 3, 4, 5
-"""Exit codes of a server whose engine could not be loaded."""
 
 
 class MlxEngine:
@@ -287,13 +286,13 @@ def _load_failure(error: Exception) -> MlxrtError:
     """
     from mlxrt.engine.memory_plan import DoesNotFitError
 
-    code = EXIT_MODEL
+    code = ExitCode.MODEL
     if isinstance(error, DoesNotFitError):
-        code = EXIT_MEMORY
+        code = ExitCode.MEMORY
     elif isinstance(error, ImportError):
-        code = EXIT_ABI
+        code = ExitCode.ABI
     loss = _lost(error)
-    loss.metadata = {"exit_code": str(code)}
+    loss.metadata = {"exit_code": str(int(code))}
     return loss
 
 

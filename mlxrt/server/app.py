@@ -18,6 +18,7 @@ from mlxrt.core.model import ModelFacts
 from mlxrt.core.step import StepOutcome
 from mlxrt.engine.base import Engine, EngineDescription
 from mlxrt.errors import MlxrtError, Reason
+from mlxrt.exit_code import ExitCode
 from mlxrt.server import execution_service, health, model_service, session_service
 from mlxrt.server.channel_options import channel_options
 from mlxrt.server.dispatch import EngineEvents

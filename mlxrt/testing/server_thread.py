@@ -10,8 +10,9 @@ from typing import Any, Self
 
 from mlxrt.config import Settings, load_settings
 from mlxrt.engine.base import Engine
+from mlxrt.exit_code import ExitCode
 from mlxrt.server.app import Server
-from mlxrt.server.lifecycle import ExitCode, ServerState
+from mlxrt.server.lifecycle import ServerState
 from mlxrt.testing.fake_engine import FakeEngine
 
 DEFAULTS: dict[str, Any] = {"address": "127.0.0.1:0", "drain_seconds": 0.0}
