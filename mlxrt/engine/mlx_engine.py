@@ -156,7 +156,7 @@ class MlxEngine:
         self._watcher.start()
         try:
             listener.on_ready(assembled.facts, assembled.description)
-            self._serve(assembled, listener)
+            self._serve(assembled)
         finally:
             self._watcher.stop()
 
@@ -174,18 +174,18 @@ class MlxEngine:
         assert self._listener is not None
         self._listener.on_progress(fraction, activity)
 
-    def _serve(self, assembled: Assembled, listener: EngineListener) -> None:
+    def _serve(self, assembled: Assembled) -> None:
         """Runs plans until closed and empty."""
         runner = assembled.runner
         while True:
             self._beat()
             plan = self._next_plan(runner.flights)
             if plan is not None:
-                self._answer(runner.begin(plan), listener)
+                runner.begin(plan, self._answer)
             elif not runner.flights:
                 return
             while runner.flights and self._must_finish(runner.flights):
-                self._answer([runner.finish()], listener)
+                self._answer(runner.finish())
 
     def _next_plan(self, flights: deque[Flight]) -> StepPlan | None:
         """Waits for a plan, or for the oldest flight to end; None for the latter, and when closed
@@ -217,10 +217,10 @@ class MlxEngine:
         with self._changed:
             return len(flights) >= self.depth or (self._closing and not self._inbox)
 
-    def _answer(self, outcomes: list[StepOutcome], listener: EngineListener) -> None:
-        for outcome in outcomes:
-            self._beat()
-            listener.on_outcome(outcome)
+    def _answer(self, outcome: StepOutcome) -> None:
+        self._beat()
+        assert self._listener is not None
+        self._listener.on_outcome(outcome)
 
 
 class _Watcher:

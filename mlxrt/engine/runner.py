@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 
 import mlx.core as mx
 import numpy as np
@@ -43,13 +44,21 @@ class StepRunner:
         block_size: int,
         vocabulary_size: int,
         buckets: tuple[int, ...],
+        launches_ahead: bool,
     ) -> None:
+        """Takes over the forward.
+
+        Args:
+            launches_ahead: launch a step while the one before runs. Wrong where a launch blocks, as
+                MLX's does on a CPU: the answer to the step before would wait for it.
+        """
         self.flights: deque[Flight] = deque()
         self.counters = EngineCounters()
         self._forward = forward
         self._block_size = block_size
         self._vocabulary_size = vocabulary_size
         self._buckets = buckets
+        self._launches_ahead = launches_ahead and forward.path.overlaps
         self._mirrors = SequenceMirrors(group_count=1)
         self._parity = 0
         self._failed: dict[int, MlxrtError] = {}
@@ -61,16 +70,15 @@ class StepRunner:
         self.counters = EngineCounters()
         self._forward.path.counts = AttendCounts()
 
-    def begin(self, plan: StepPlan) -> list[StepOutcome]:
-        """Builds and launches a plan; returns the outcomes that had to be read before it could be
-        launched.
+    def begin(self, plan: StepPlan, deliver: Callable[[StepOutcome], None]) -> None:
+        """Builds and launches a plan; delivers the outcomes that have to be read before that,
+        before that.
 
         Raises:
             DeviceLostError: the device failed.
         """
-        outcomes = []
         while sum(flight.on_device for flight in self.flights) > 1:
-            outcomes.append(self.finish())
+            deliver(self.finish())
         flight = Flight(plan)
         started_s = time.perf_counter()
         apply_changes(plan, self._mirrors)
@@ -80,13 +88,11 @@ class StepRunner:
         self.flights.append(flight)
         if plan.cancelled:
             flight.failure = _predecessor_failed()
-            return outcomes
+            return
         self._build(flight)
         flight.timings.build_us = microseconds_since(started_s)
-        if not self._forward.path.overlaps:
-            # A launch now would find the pool's buffers in use and copy them.
-            while len(self.flights) > 1:
-                outcomes.append(self.finish())
+        while not self._launches_ahead and len(self.flights) > 1:
+            deliver(self.finish())
         if flight.graph is not None:
             if predecessor is not None and predecessor.failure is not None:
                 self._fail_dependent(flight, predecessor)
@@ -94,7 +100,6 @@ class StepRunner:
                 self._launch(flight)
             else:
                 self._forward.restore(flight.snapshot)
-        return outcomes
 
     def finish(self) -> StepOutcome:
         """Waits for the oldest plan and returns its outcome.

@@ -5,7 +5,7 @@ built.
 from __future__ import annotations
 
 from mlxrt.core.sampling import GREEDY
-from mlxrt.core.step import Entry, Registration, StepPlan, TableUpdate, TokenSource
+from mlxrt.core.step import Entry, Registration, StepOutcome, StepPlan, TableUpdate, TokenSource
 from mlxrt.engine.engine_config import EngineConfig
 from mlxrt.engine.runner import DeviceLostError, StepRunner
 
@@ -52,10 +52,10 @@ def _run(runner: StepRunner, counts: list[int], block_size: int) -> None:
             for handle, count in zip(handles, counts, strict=True)
         ],
     )
-    outcomes = runner.begin(plan)
-    outcomes.append(runner.finish())
-    outcomes += runner.begin(StepPlan(ticket=0, retired=handles))
-    outcomes.append(runner.finish())
+    outcomes: list[StepOutcome] = []
+    for each in (plan, StepPlan(ticket=0, retired=handles)):
+        runner.begin(each, outcomes.append)
+        outcomes.append(runner.finish())
     for outcome in outcomes:
         if outcome.failure is not None:
             raise DeviceLostError(f"a warm-up step failed: {outcome.failure}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -40,14 +41,13 @@ class Runner:
         self.arrays: dict[int, DeviceArray] = {}
         self.changed = threading.Condition()
 
-    def begin(self, plan: StepPlan) -> list[StepOutcome]:
+    def begin(self, plan: StepPlan, deliver: Callable[[StepOutcome], None]) -> None:
         array = DeviceArray()
         flight = Flight(plan)
         if plan.decode_handles:
             flight.graph = SimpleNamespace(arrays=lambda: [array], signal=array)
         self.flights.append(flight)
         self._note("begin", plan.ticket, array)
-        return []
 
     def finish(self) -> StepOutcome:
         flight = self.flights.popleft()
@@ -73,9 +73,10 @@ def loop():
     """An engine that serves with a runner of the test's; yields `(engine, runner, outcomes)`."""
     engine, runner, outcomes = MlxEngine(EngineConfig(model="unused")), Runner(), []
     listener = SimpleNamespace(on_outcome=lambda outcome: outcomes.append(outcome.ticket))
+    engine._listener = listener
     engine._watcher = _Watcher(engine._changed)
     engine._watcher.start()
-    thread = threading.Thread(target=engine._serve, args=(SimpleNamespace(runner=runner), listener))
+    thread = threading.Thread(target=engine._serve, args=(SimpleNamespace(runner=runner),))
     thread.start()
     yield engine, runner, outcomes
     for array in runner.arrays.values():
