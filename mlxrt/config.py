@@ -23,44 +23,16 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from mlxrt.addresses import OFF, checked_address, checked_side_address, is_local
 from mlxrt.core.model import Limits
 
 ENV_PREFIX = "MLXRT_"
-UNIX_PATH_BYTES_MAX = 103
-"""Longest path of a unix socket that every system takes, bytes."""
 FAKE_MODEL_LENGTH_MAX = 1 << 15
 """Positions of the fake model's longest sequence; its sums are exact up to there."""
 
 
 class ConfigError(ValueError):
     """The configuration can't be used; the message says which key and why. Exit code 2."""
-
-
-def _checked_address(address: str) -> str:
-    """The address in gRPC's form; raises ValueError where it is neither loopback nor a unix
-    socket."""
-    if address.startswith("unix:"):
-        path = address.removeprefix("unix://").removeprefix("unix:")
-        if not path or "\0" in path or len(os.fsencode(path)) > UNIX_PATH_BYTES_MAX:
-            raise ValueError(f"a unix socket's path has 1 to {UNIX_PATH_BYTES_MAX} bytes: {path!r}")
-        return f"unix:{path}"
-    host, _, port = address.rpartition(":")
-    if not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError(
-            f"{address!r} is neither unix:PATH nor HOST:PORT with a port of 0 to 65535"
-        )
-    if host == "localhost":
-        host = "127.0.0.1"
-    octets = host.split(".")
-    loopback4 = len(octets) == 4 and octets[0] == "127" and all(
-        o.isascii() and o.isdigit() and int(o) < 256 for o in octets
-    )  # fmt: skip
-    if not loopback4 and host != "[::1]":
-        raise ValueError(
-            f"{address!r} can be reached from other machines, which needs TLS, and mlxrt has none "
-            "yet: use unix:PATH or a loopback address (127.0.0.0/8, [::1])"
-        )
-    return f"{host}:{int(port)}"
 
 
 def _ascending(buckets: tuple[int, ...]) -> tuple[int, ...]:
@@ -158,6 +130,38 @@ class FakeSettings(BaseModel):
     )
 
 
+class TlsSettings(BaseModel):
+    """Certificates, PEM. Files that change are read again at the next handshake."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    certificate_file: Path | None = Field(
+        default=None, description="The server's certificate, then its chain. Default: no TLS."
+    )
+    key_file: Path | None = Field(
+        default=None, description="Private key of the certificate, without a passphrase."
+    )
+    client_ca_file: Path | None = Field(
+        default=None,
+        description="Authorities whose clients are let in; every client then needs a certificate.",
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> TlsSettings:
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("tls.certificate_file and tls.key_file are needed together")
+        if self.client_ca_file is not None and not self.enabled:
+            raise ValueError(
+                "tls.client_ca_file needs the server's own tls.certificate_file and tls.key_file"
+            )
+        return self
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the server speaks TLS."""
+        return self.certificate_file is not None
+
+
 class Settings(BaseSettings):
     """Everything that can be set; frozen."""
 
@@ -177,10 +181,22 @@ class Settings(BaseSettings):
     fake_model: FakeSettings = Field(
         default_factory=FakeSettings, description="What the fake model is like."
     )
-    address: Annotated[str, AfterValidator(_checked_address)] = Field(
+    address: Annotated[str, AfterValidator(checked_address)] = Field(
         "127.0.0.1:50061",
-        description="Where to listen: unix:PATH, or HOST:PORT on loopback. Port 0: any free one.",
+        description="Where to listen: unix:PATH or HOST:PORT. Port 0: any free one. A host beyond "
+        "loopback needs TLS, and a client CA or a token file.",
     )  # fmt: skip
+    tls: TlsSettings = Field(default_factory=TlsSettings, description="Certificates.")
+    token_file: Path | None = Field(
+        None,
+        description="File with one or two tokens, a line each, of at least 16 characters; every "
+        "call then needs one of them. Read again when it changes. Default: no token is asked for.",
+    )
+    health_address: Annotated[str, AfterValidator(checked_side_address)] = Field(
+        OFF,
+        description="A second place, HOST:PORT, that answers grpc.health.v1 alone, without TLS and "
+        "token: for probes that speak neither. Default: off.",
+    )
     attention: Literal["auto", "native", "gather"] = Field(
         "auto",
         description="How attention is computed. auto: native where the device has a kernel for it.",
@@ -226,7 +242,7 @@ class Settings(BaseSettings):
         "seconds. 0.1 to 86400.",
     )  # fmt: skip
     reflection: bool = Field(
-        True, description="Serve grpc.reflection. Default: true, as only loopback is served."
+        True, description="Serve grpc.reflection, to whoever may call. Default: true."
     )
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="Form of the log. auto: console on a terminal, else JSON lines.",
@@ -234,6 +250,24 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Lowest level logged."
     )
+
+    @model_validator(mode="after")
+    def _bind_is_safe(self) -> Settings:
+        """Refuses what others could reach without proving who they are."""
+        if self.address.startswith("unix:") and self.tls.enabled:
+            raise ValueError("a unix socket is its owner's alone and takes no TLS: leave tls unset")
+        if is_local(self.address):
+            return self
+        missing = [] if self.tls.enabled else ["tls.certificate_file and tls.key_file"]
+        if self.tls.client_ca_file is None and self.token_file is None:
+            missing.append("tls.client_ca_file or token_file")
+        if missing:
+            raise ValueError(
+                f"{self.address!r} can be reached from other machines, which needs TLS and callers "
+                f"that prove who they are: set {', and '.join(missing)}; or use unix:PATH or a "
+                "loopback address (127.0.0.0/8, [::1])"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fake_fits(self) -> Settings:
@@ -292,7 +326,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _refuse_unknown_environment(environment: Mapping[str, str]) -> None:
     """Raises ConfigError for a variable that pydantic-settings would skip, a misspelt one say."""
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
-    for name, model in (("LIMITS", LimitSettings), ("FAKE_MODEL", FakeSettings)):
+    for name, model in (
+        ("LIMITS", LimitSettings), ("FAKE_MODEL", FakeSettings), ("TLS", TlsSettings),
+    ):  # fmt: skip
         known |= {f"{ENV_PREFIX}{name}__{field.upper()}" for field in model.model_fields}
     unknown = sorted(
         name

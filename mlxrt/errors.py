@@ -20,6 +20,7 @@ class StatusCode(enum.IntEnum):
     UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
 
 
 class Reason(enum.Enum):
@@ -61,6 +62,7 @@ class Reason(enum.Enum):
     NON_FINITE_LOGITS = (30, StatusCode.INTERNAL)
     MASK_EMPTY = (31, StatusCode.INVALID_ARGUMENT)
     INTERNAL_DEFECT = (32, StatusCode.INTERNAL)
+    UNAUTHENTICATED_CALLER = (33, StatusCode.UNAUTHENTICATED)
 
     @property
     def number(self) -> int:

@@ -43,6 +43,7 @@ class ModelFacts:
         groups: by group number.
         end_token_ids: tokens that end a text.
         fingerprint: SHA-256, hexadecimal; empty for the fake model.
+        begin_token_ids: tokens that a text begins with.
     """
 
     model_name: str
@@ -54,6 +55,7 @@ class ModelFacts:
     groups: tuple[Group, ...]
     end_token_ids: tuple[int, ...]
     fingerprint: str
+    begin_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

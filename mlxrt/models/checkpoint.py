@@ -51,10 +51,12 @@ class Checkpoint:
     @property
     def end_token_ids(self) -> tuple[int, ...]:
         """Tokens that end a text, ascending."""
-        value = self.config.get("eos_token_id")
-        if value is None:
-            return ()
-        return tuple(sorted(set(value))) if isinstance(value, list) else (int(value),)
+        return _token_ids(self.config.get("eos_token_id"))
+
+    @property
+    def begin_token_ids(self) -> tuple[int, ...]:
+        """Tokens that a text begins with, ascending."""
+        return _token_ids(self.config.get("bos_token_id"))
 
     @property
     def max_model_length(self) -> int | None:
@@ -99,6 +101,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         digest.update(f"\n{path.name} {path.stat().st_size}".encode())
         tensors.update(_read_header(path))
     return Checkpoint(folder, config, tensors, digest.hexdigest())
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    """Ids as a checkpoint's JSON has them: one, several or null."""
+    if value is None:
+        return ()
+    return tuple(sorted(set(value))) if isinstance(value, list) else (int(value),)
 
 
 def _read_bytes(path: Path) -> bytes:

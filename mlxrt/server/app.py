@@ -13,6 +13,7 @@ import grpc
 import structlog
 from grpc_reflection.v1alpha import reflection
 
+from mlxrt.addresses import OFF
 from mlxrt.config import Settings
 from mlxrt.core.model import ModelFacts
 from mlxrt.core.step import StepOutcome
@@ -20,6 +21,7 @@ from mlxrt.engine.base import Engine, EngineDescription
 from mlxrt.errors import MlxrtError, Reason
 from mlxrt.exit_code import ExitCode
 from mlxrt.server import execution_service, health, model_service, session_service
+from mlxrt.server.auth import TokenFile, TokenInterceptor
 from mlxrt.server.channel_options import channel_options
 from mlxrt.server.dispatch import EngineEvents
 from mlxrt.server.drain import Drain
@@ -31,6 +33,7 @@ from mlxrt.server.reaper import Reaper, monotonic_ms
 from mlxrt.server.runtime import Runtime, build_runtime
 from mlxrt.server.stall import StallWatch
 from mlxrt.server.summary import Summary
+from mlxrt.server.tls import server_credentials
 from mlxrt.server.tuning import tune_garbage_collector
 
 INSTANCE_ID_BYTES = 16
@@ -58,11 +61,15 @@ class Server:
         progress: hears how loading goes; by default the log does.
         now_ms: the monotonic clock that leases go by, milliseconds.
 
+    Raises:
+        ConfigError: the token file can't be used.
+
     Attributes:
         lifecycle: the server's state.
         runtime: the core and what feeds it; None until the model is loaded.
         instance_id: random, of this start.
         address: where it listens, in gRPC's form; the configured one until `start` has returned.
+        health_address: where it answers probes alone; likewise, and "off" where it does not.
     """
 
     def __init__(
@@ -76,6 +83,7 @@ class Server:
         self.runtime: Runtime | None = None
         self.instance_id = secrets.token_hex(INSTANCE_ID_BYTES)
         self.address = settings.address
+        self.health_address = settings.health_address
         self._settings = settings
         self._limits = settings.limits.to_limits()
         self._engine = engine
@@ -88,21 +96,35 @@ class Server:
         self._drain_wanted = asyncio.Event()
         self._lost = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._grpc = grpc.aio.server(options=channel_options(self._limits.max_message_bytes))
+        self._grpc = grpc.aio.server(
+            interceptors=self._interceptors(),
+            options=channel_options(self._limits.max_message_bytes),
+        )
+        self._probes = grpc.aio.server(options=channel_options(self._limits.max_message_bytes))
 
     async def start(self) -> None:
         """Listens and begins to load; returns while loading goes on.
 
         Raises:
-            ConfigError: the address can't be bound.
+            ConfigError: an address can't be bound, or a certificate can't be used.
         """
         self._grpc.add_generic_rpc_handlers(self._handlers())
         if self._settings.reflection:
             names = (*SERVICE_NAMES, health.NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._grpc)
-        self.address = bind(self._grpc, self._settings.address)
+        tls = self._settings.tls
+        credentials = server_credentials(tls) if tls.enabled else None
+        self.address = bind(self._grpc, self._settings.address, credentials)
+        if self._settings.health_address != OFF:
+            self._probes.add_generic_rpc_handlers((self._health.handler(),))
+            self.health_address = bind(self._probes, self._settings.health_address)
         await self._grpc.start()
-        _log.info("listening", address=self.address, instance_id=self.instance_id)
+        await self._probes.start()
+        _log.info(
+            "listening", address=self.address, instance_id=self.instance_id, tls=tls.enabled,
+            client_certificates=tls.client_ca_file is not None,
+            tokens=self._settings.token_file is not None,
+        )  # fmt: skip
         self._engine.start(
             EngineEvents(
                 asyncio.get_running_loop(),
@@ -135,6 +157,10 @@ class Server:
         code = ExitCode.OK if loss is None else self._exit_code(loss)
         _log.info("stopped", exit_code=int(code))
         return code
+
+    def _interceptors(self) -> list[grpc.aio.ServerInterceptor]:
+        token_file = self._settings.token_file
+        return [TokenInterceptor(TokenFile(token_file))] if token_file is not None else []
 
     def _handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         sessions = session_service.SessionService(
@@ -225,6 +251,7 @@ class Server:
         if loss is None:
             await self._close_engine(CLOSE_S)
         await self._grpc.stop(STOP_GRACE_S)
+        await self._probes.stop(None)
         if loss is not None:
             await self._close_engine(LOST_CLOSE_S)
 

@@ -13,10 +13,15 @@ import grpc
 from mlxrt.config import ConfigError
 
 
-def bind(server: grpc.aio.Server, address: str) -> str:
+def bind(
+    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None
+) -> str:
     """Binds `address` (as Settings.address) and answers it with the port that was chosen.
 
     A unix socket is made for its owner alone; a dead one in its place is removed first.
+
+    Args:
+        credentials: of TLS; None for none.
 
     Raises:
         ConfigError: the address is taken or can't be bound.
@@ -25,15 +30,21 @@ def bind(server: grpc.aio.Server, address: str) -> str:
     if path != address:
         _clear_dead_socket(path)
         with _private_files():
-            _add_port(server, address)
+            _add_port(server, address, None)
         return address
-    port = _add_port(server, address)
+    port = _add_port(server, address, credentials)
     return f"{address.rpartition(':')[0]}:{port}"
 
 
-def _add_port(server: grpc.aio.Server, address: str) -> int:
+def _add_port(
+    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None
+) -> int:
+    port: int
     try:
-        port: int = server.add_insecure_port(address)
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise ConfigError(f"can't listen on {address}: {error}") from error
     if port == 0:

@@ -140,6 +140,7 @@ class ModelService:
                 ],
                 end_token_ids=facts.end_token_ids,
                 fingerprint=facts.fingerprint,
+                begin_token_ids=facts.begin_token_ids,
             )
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -257,6 +258,15 @@ def stream_replaced(launch: Launch) -> int:
         next(older)
     ends.set()
     return server.refusal_of(raised.value).reason.number
+
+
+@provokes(Reason.UNAUTHENTICATED_CALLER)
+def unauthenticated_caller(launch: Launch) -> int:
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write("a-token-that-nobody-sends\n")
+        file.flush()
+        server = launch(token_file=file.name)
+    return server.refused("GetServerInfo", b"").reason.number
 
 
 def test_the_table_is_whole() -> None:

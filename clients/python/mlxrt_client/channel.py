@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
+Token = str | Callable[[], str]
+"""A token, or what answers the one to send now (called before each call, by any thread)."""
+LOCAL = re.compile(r"^(unix:|localhost:|127\.\d+\.\d+\.\d+:|\[::1\]:)")
 HOST_PORT = re.compile(r"^(\[[0-9a-fA-F:]+\]|[^:/\[\]]+):\d{1,5}$")
 
 
@@ -57,19 +62,94 @@ def open_channel(
     address: str,
     settings: ChannelSettings = ChannelSettings(),
     credentials: grpc.ChannelCredentials | None = None,
+    token: Token | None = None,
 ) -> grpc.Channel:
-    """Returns a channel for threads, which connects with its first call; TLS needs credentials."""
+    """Returns a channel for threads, which connects with its first call.
+
+    Args:
+        credentials: for TLS; None for none.
+        token: sent with each call; None for none.
+
+    Raises:
+        ValueError: the address has neither form, or the token would cross a network in plain text.
+    """
+    target = target_of(address)
     if credentials is None:
-        return grpc.insecure_channel(target_of(address), settings.options())
-    return grpc.secure_channel(target_of(address), credentials, settings.options())
+        channel = grpc.insecure_channel(target, settings.options())
+    else:
+        channel = grpc.secure_channel(target, credentials, settings.options())
+    return channel if token is None else TokenChannel(channel, _checked(token, target, credentials))
 
 
 def open_aio_channel(
     address: str,
     settings: ChannelSettings = ChannelSettings(),
     credentials: grpc.ChannelCredentials | None = None,
+    token: Token | None = None,
 ) -> grpc.aio.Channel:
     """Returns a channel for the running event loop; otherwise as `open_channel`."""
+    target = target_of(address)
     if credentials is None:
-        return grpc.aio.insecure_channel(target_of(address), settings.options())
-    return grpc.aio.secure_channel(target_of(address), credentials, settings.options())
+        channel = grpc.aio.insecure_channel(target, settings.options())
+    else:
+        channel = grpc.aio.secure_channel(target, credentials, settings.options())
+    return channel if token is None else TokenChannel(channel, _checked(token, target, credentials))
+
+
+def _checked(token: Token, target: str, credentials: grpc.ChannelCredentials | None) -> Token:
+    if credentials is None and not LOCAL.match(target):
+        raise ValueError(f"a token for {target} needs TLS: give credentials too")
+    return token
+
+
+class TokenChannel:
+    """A channel, of threads or of asyncio, whose calls carry a token.
+
+    An interceptor would do the same at a cost for each message of a stream.
+    """
+
+    def __init__(self, channel: Any, token: Token) -> None:
+        """Takes `channel` over; what is not a call is passed on to it."""
+        self._channel = channel
+        self._token = token
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+    def unary_unary(self, *method: Any, **options: Any) -> TokenCall:
+        """As grpc.Channel.unary_unary."""
+        return TokenCall(self._channel.unary_unary(*method, **options), self._token)
+
+    def unary_stream(self, *method: Any, **options: Any) -> TokenCall:
+        """As grpc.Channel.unary_stream."""
+        return TokenCall(self._channel.unary_stream(*method, **options), self._token)
+
+    def stream_unary(self, *method: Any, **options: Any) -> TokenCall:
+        """As grpc.Channel.stream_unary."""
+        return TokenCall(self._channel.stream_unary(*method, **options), self._token)
+
+    def stream_stream(self, *method: Any, **options: Any) -> TokenCall:
+        """As grpc.Channel.stream_stream."""
+        return TokenCall(self._channel.stream_stream(*method, **options), self._token)
+
+
+class TokenCall:
+    """A multi-callable of gRPC's that adds the token to the metadata."""
+
+    def __init__(self, method: Any, token: Token) -> None:
+        """Takes `method` over."""
+        self._method = method
+        self._token = token
+
+    def __call__(self, *request: Any, **options: Any) -> Any:
+        """Calls, as the method itself does."""
+        return self._method(*request, **self._with_token(options))
+
+    def future(self, *request: Any, **options: Any) -> Any:
+        """Calls without waiting, as the method itself does (threads only)."""
+        return self._method.future(*request, **self._with_token(options))
+
+    def _with_token(self, options: dict[str, Any]) -> dict[str, Any]:
+        token = self._token if isinstance(self._token, str) else self._token()
+        sent = tuple(options.pop("metadata", None) or ())
+        return {**options, "metadata": (*sent, ("authorization", f"Bearer {token}"))}

@@ -10,7 +10,7 @@ from typing import Any, Self
 import grpc
 
 from mlxrt_client import messages
-from mlxrt_client.channel import ChannelSettings, open_channel
+from mlxrt_client.channel import ChannelSettings, Token, open_channel
 from mlxrt_client.errors import error_from_rpc
 from mlxrt_client.retry import SETTLE_INTERVAL_S, Retry, RetryPolicy
 from mlxrt_client.session import Session
@@ -40,6 +40,7 @@ class Client:
         *,
         settings: ChannelSettings = ChannelSettings(),
         credentials: grpc.ChannelCredentials | None = None,
+        token: Token | None = None,
         retry: RetryPolicy = RetryPolicy(),
     ) -> None:
         """Prepares the channel; nothing is sent yet.
@@ -48,13 +49,15 @@ class Client:
             address: `unix:/path/of/socket` or `host:port`.
             settings: of the channel.
             credentials: for TLS; None for none.
+            token: one that the server knows, or what answers it; None where it asks for none.
             retry: for every call and every stream.
 
         Raises:
-            ValueError: the address has neither form.
+            ValueError: the address has neither form, or a token would go over a network in plain
+                text.
         """
         self.retry = retry
-        self.channel = open_channel(address, settings, credentials)
+        self.channel = open_channel(address, settings, credentials, token)
         self.sessions = SessionServiceStub(self.channel)
         self.execution = ExecutionServiceStub(self.channel)
         self.models = ModelServiceStub(self.channel)

@@ -116,6 +116,10 @@ class ServerDefectError(MlxrtError):
     """A defect of the server. Report it with its message."""
 
 
+class UnauthenticatedError(MlxrtError):
+    """The server does not know the token, or there was none. Bring one of its token file."""
+
+
 class TransportError(MlxrtError):
     """No answer came: the server can't be reached, the call broke off, or its time was up."""
 
@@ -148,6 +152,7 @@ CODES: Mapping[int, type[MlxrtError]] = {
     12: UnsupportedError,
     13: ServerDefectError,
     14: UnavailableError,
+    16: UnauthenticatedError,
 }
 """The class of every other reason, one of a later server included, by status code."""
 

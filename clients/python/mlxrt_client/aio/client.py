@@ -11,7 +11,7 @@ import grpc
 
 from mlxrt_client import messages
 from mlxrt_client.aio.session import Session
-from mlxrt_client.channel import ChannelSettings, open_aio_channel
+from mlxrt_client.channel import ChannelSettings, Token, open_aio_channel
 from mlxrt_client.errors import error_from_rpc
 from mlxrt_client.retry import SETTLE_INTERVAL_S, Retry, RetryPolicy
 from mlxrt_client.v1 import (
@@ -40,11 +40,12 @@ class Client:
         *,
         settings: ChannelSettings = ChannelSettings(),
         credentials: grpc.ChannelCredentials | None = None,
+        token: Token | None = None,
         retry: RetryPolicy = RetryPolicy(),
     ) -> None:
         """Prepares the channel; nothing is sent yet. Arguments as in `mlxrt_client.Client`."""
         self.retry = retry
-        self.channel = open_aio_channel(address, settings, credentials)
+        self.channel = open_aio_channel(address, settings, credentials, token)
         self.sessions = SessionServiceStub(self.channel)
         self.execution = ExecutionServiceStub(self.channel)
         self.models = ModelServiceStub(self.channel)

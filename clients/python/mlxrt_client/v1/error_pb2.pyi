@@ -42,6 +42,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_NON_FINITE_LOGITS: _ClassVar[ErrorReason]
     ERROR_REASON_MASK_EMPTY: _ClassVar[ErrorReason]
     ERROR_REASON_INTERNAL_DEFECT: _ClassVar[ErrorReason]
+    ERROR_REASON_UNAUTHENTICATED_CALLER: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_MALFORMED_REQUEST: ErrorReason
 ERROR_REASON_FIELD_INVALID: ErrorReason
@@ -75,6 +76,7 @@ ERROR_REASON_DRAINING: ErrorReason
 ERROR_REASON_NON_FINITE_LOGITS: ErrorReason
 ERROR_REASON_MASK_EMPTY: ErrorReason
 ERROR_REASON_INTERNAL_DEFECT: ErrorReason
+ERROR_REASON_UNAUTHENTICATED_CALLER: ErrorReason
 
 class FieldViolation(_message.Message):
     __slots__ = ("field", "description")

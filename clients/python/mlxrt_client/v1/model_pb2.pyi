@@ -96,7 +96,7 @@ class GetModelInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetModelInfoResponse(_message.Message):
-    __slots__ = ("model_name", "model_type", "vocabulary_size", "max_model_length", "kv_data_type", "block_size", "groups", "end_token_ids", "fingerprint")
+    __slots__ = ("model_name", "model_type", "vocabulary_size", "max_model_length", "kv_data_type", "block_size", "groups", "end_token_ids", "fingerprint", "begin_token_ids")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_TYPE_FIELD_NUMBER: _ClassVar[int]
     VOCABULARY_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +106,7 @@ class GetModelInfoResponse(_message.Message):
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     END_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     model_type: str
     vocabulary_size: int
@@ -115,7 +116,8 @@ class GetModelInfoResponse(_message.Message):
     groups: _containers.RepeatedCompositeFieldContainer[GroupInfo]
     end_token_ids: _containers.RepeatedScalarFieldContainer[int]
     fingerprint: str
-    def __init__(self, model_name: _Optional[str] = ..., model_type: _Optional[str] = ..., vocabulary_size: _Optional[int] = ..., max_model_length: _Optional[int] = ..., kv_data_type: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., block_size: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[GroupInfo, _Mapping]]] = ..., end_token_ids: _Optional[_Iterable[int]] = ..., fingerprint: _Optional[str] = ...) -> None: ...
+    begin_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, model_name: _Optional[str] = ..., model_type: _Optional[str] = ..., vocabulary_size: _Optional[int] = ..., max_model_length: _Optional[int] = ..., kv_data_type: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., block_size: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[GroupInfo, _Mapping]]] = ..., end_token_ids: _Optional[_Iterable[int]] = ..., fingerprint: _Optional[str] = ..., begin_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GroupInfo(_message.Message):
     __slots__ = ("group", "kind", "layer_indices", "window", "block_count", "block_bytes")
