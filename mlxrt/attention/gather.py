@@ -1,7 +1,7 @@
 """The gather path: plain MLX, the reference of the native path's tests and the fallback.
 
-Its cost: each layer gathers the whole context of each sequence before attention. Sequences with one
-row share attention calls, those with more have one each. Its functional write is in place only
+Its cost: each layer gathers what each sequence sees of its context before attention. Sequences with
+one row share attention calls, those with more have one each. Its functional write is in place only
 while nothing else holds the pool's buffer, so the engine launches a step on this path only after
 the step before has ended.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from mlxrt.attention.metadata import HostRows, StepMetadata
 from mlxrt.attention.path import AttendCounts
@@ -23,31 +24,34 @@ GATHERED_POSITIONS_MAX = 1 << 15
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """The rows `first` to `last - 1` of one sequence, its blocks `[n]` int32 and its context."""
+    """The rows `first` to `last - 1` of one sequence.
+
+    Attributes:
+        blocks: [n] int32, those that hold positions `begin` to `context - 1`.
+        begin: the first position that any of the rows sees.
+    """
 
     first: int
     last: int
     blocks: mx.array
+    begin: int
     context: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Singles:
-    """Sequences of one row each that share a call; L is the positions of the longest one's blocks.
+    """Sequences of one row each that share a call; L is the positions of the most blocks that one
+    of them sees.
 
     Attributes:
         rows: [n] int32, their rows.
-        blocks: [n, W] int32.
-        contexts: [n, 1] int32.
-        columns: [1, L] int32.
-        valid: [n, L] bool, positions below each context.
+        blocks: [n, W] int32, for each those that it sees; its last one again where it has fewer.
+        visible: [n, L] bool.
     """
 
     rows: mx.array
     blocks: mx.array
-    contexts: mx.array
-    columns: mx.array
-    valid: mx.array
+    visible: mx.array
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +86,13 @@ class GatherPath:
     def __init__(self) -> None:
         self.counts = AttendCounts()
 
-    def prepare(self, metadata: StepMetadata) -> _Prepared:
+    def prepare(self, metadata: StepMetadata, window: int = 0) -> _Prepared:
         """Splits the step into calls of attention."""
         host = metadata.host
         row_count = int(host.query_start[-1])
         slots = host.slots[:row_count]
-        groups, alone = _part(host)
+        begins = _begins(host, window)
+        groups, alone = _part(host, begins)
         segments = []
         rows: list[int] = []
         for group in groups:
@@ -95,16 +100,17 @@ class GatherPath:
         for index in alone:
             first, last = host.query_start[index : index + 2].tolist()
             rows += range(first, last)
-            context = int(host.context_len[index])
-            blocks = mx.array(host.block_tables[index, : -(-context // host.block_size)])
-            segments.append(_Segment(first, last, blocks, context))
+            begin, context = int(begins[index]), int(host.context_len[index])
+            held = slice(begin // host.block_size, -(-context // host.block_size))
+            blocks = mx.array(host.block_tables[index, held])
+            segments.append(_Segment(first, last, blocks, begin, context))
         in_order = rows == list(range(row_count))
         return _Prepared(
             blocks=mx.array((slots // host.block_size).astype(np.int32)),
             offsets=mx.array((slots % host.block_size).astype(np.int32)),
             row_count=row_count,
             padding_count=len(host.slots) - row_count,
-            singles=tuple(_singles(host, group) for group in groups),
+            singles=tuple(_singles(host, begins, group) for group in groups),
             segments=tuple(segments),
             order=None if in_order else mx.array(np.argsort(rows).astype(np.int32)),
         )
@@ -138,8 +144,7 @@ class GatherPath:
         """As `AttentionPath.attend`."""
         self.counts.gather += 1
         outputs = [
-            _attend_singles(queries, pool, group, scale, window, sinks)
-            for group in prepared.singles
+            _attend_singles(queries, pool, group, scale, sinks) for group in prepared.singles
         ]
         outputs += [
             _attend_sequence(queries, pool, segment, scale, window, sinks)
@@ -170,14 +175,22 @@ def _new_handle(pool: mx.array) -> mx.array:
     return pool.reshape(pool.shape)
 
 
-def _part(host: HostRows) -> tuple[list[list[int]], list[int]]:
+def _begins(host: HostRows, window: int) -> NDArray[np.int32]:
+    """The first position that each sequence's first row sees: [S]."""
+    if not window:
+        return np.zeros_like(host.context_len)
+    first_rows = host.context_len - np.diff(host.query_start)
+    return np.maximum(first_rows + 1 - window, 0).astype(np.int32)
+
+
+def _part(host: HostRows, begins: NDArray[np.int32]) -> tuple[list[list[int]], list[int]]:
     """Parts the sequences into groups that share a call and those that have one each.
 
     A group's blocks differ in number by at most a factor of two, so that padding at most doubles
     what is gathered.
     """
     counts = np.diff(host.query_start)
-    block_counts = -(-host.context_len // host.block_size)
+    block_counts = -(-host.context_len // host.block_size) - begins // host.block_size
     shared: dict[int, list[int]] = {}
     alone = []
     for index, (count, blocks) in enumerate(
@@ -199,16 +212,17 @@ def _part(host: HostRows) -> tuple[list[list[int]], list[int]]:
     return groups, sorted(alone)
 
 
-def _singles(host: HostRows, group: list[int]) -> _Singles:
-    contexts = host.context_len[group][:, None]
-    width = -(-int(contexts.max()) // host.block_size)
-    columns = np.arange(width * host.block_size, dtype=np.int32)[None]
+def _singles(host: HostRows, begins: NDArray[np.int32], group: list[int]) -> _Singles:
+    size = host.block_size
+    contexts, begin = host.context_len[group][:, None], begins[group][:, None]
+    first, last = begin // size, -(-contexts // size) - 1
+    width = int((last - first).max()) + 1
+    entries = np.minimum(first + np.arange(width, dtype=np.int32), last)
+    positions = first * size + np.arange(width * size, dtype=np.int32)
     return _Singles(
         rows=mx.array(host.query_start[group]),
-        blocks=mx.array(host.block_tables[group, :width]),
-        contexts=mx.array(contexts),
-        columns=mx.array(columns),
-        valid=mx.array(columns < contexts),
+        blocks=mx.array(host.block_tables[np.array(group)[:, None], entries]),
+        visible=mx.array((positions >= begin) & (positions < contexts)),
     )
 
 
@@ -217,15 +231,11 @@ def _attend_singles(
     pool: tuple[mx.array, mx.array],
     group: _Singles,
     scale: float,
-    window: int,
     sinks: mx.array | None,
 ) -> mx.array:
     """Attention of the group's rows: `[n, Hq, D]`."""
-    visible = group.valid
-    if window:
-        visible = visible & (group.columns >= group.contexts - window)
     # A masked position is multiplied by 0 all the same, and 0 * NaN is NaN: so it is zeroed.
-    kept = group.valid[:, :, None, None]
+    kept = group.visible[:, :, None, None]
     keys, values = (
         mx.where(kept, array[group.blocks].flatten(1, 2), 0).transpose(0, 2, 1, 3) for array in pool
     )
@@ -234,7 +244,7 @@ def _attend_singles(
         keys,
         values,
         scale=scale,
-        mask=visible[:, None, None],
+        mask=group.visible[:, None, None],
         sinks=sinks,
     )
     return output.squeeze(2)
@@ -258,16 +268,20 @@ def _attend_sequence(
 
 
 def _gather(pool: mx.array, segment: _Segment) -> mx.array:
-    """The sequence's context as `[1, Hkv, context, D]`."""
-    rows = pool[segment.blocks].reshape(-1, *pool.shape[2:])[: segment.context]
+    """Positions `begin` to `context - 1` of the sequence as `[1, Hkv, n, D]`."""
+    skipped = segment.begin % pool.shape[1]
+    rows = pool[segment.blocks].reshape(-1, *pool.shape[2:])
+    rows = rows[skipped : skipped + segment.context - segment.begin]
     return rows.transpose(1, 0, 2)[None]
 
 
 def _mask(segment: _Segment, window: int) -> mx.array | str | None:
-    """What the rows may not see of the context; None where they see all of it."""
+    """What the rows may not see of what was gathered; None where they see all of it."""
     count = segment.last - segment.first
-    if window and segment.context > window:
+    if count == 1:
+        return None
+    if window and segment.context - segment.begin > window:
         rows = mx.arange(segment.context - count, segment.context)[:, None]
-        columns = mx.arange(segment.context)[None]
+        columns = mx.arange(segment.begin, segment.context)[None]
         return (rows >= columns) & (rows < columns + window)
-    return "causal" if count > 1 else None
+    return "causal"

@@ -29,13 +29,15 @@ class StepBinding:
     """The step that the layers of one group serve now. Owned by the engine's thread.
 
     Attributes:
+        window: positions that a row of the group's layers sees, itself included; 0 for all.
         attended: attention calls that have reached the group's layers in this step.
     """
 
-    __slots__ = ("attended", "path", "positions", "prepared")
+    __slots__ = ("attended", "path", "positions", "prepared", "window")
 
-    def __init__(self, path: AttentionPath) -> None:
+    def __init__(self, path: AttentionPath, window: int = 0) -> None:
         self.path = path
+        self.window = window
         self.positions: mx.array | None = None
         self.prepared: Any = None
         self.attended = 0
@@ -43,7 +45,7 @@ class StepBinding:
     def begin(self, metadata: StepMetadata) -> None:
         """Makes `metadata` what the group's layers use from now on."""
         self.positions = metadata.positions
-        self.prepared = self.path.prepare(metadata)
+        self.prepared = self.path.prepare(metadata, self.window)
         self.attended = 0
 
     def end(self) -> None:
@@ -96,17 +98,23 @@ class PagedLayer:
         """Attention of the rows, `[T, Hq, 1, D]`, each over its own context; same shape.
 
         Raises:
-            RuntimeError: the family passes a mask of its own, which a paged layer can't serve.
+            RuntimeError: the family passes a mask of its own, or another window than the group's.
         """
         if mask is not None and not isinstance(mask, WindowMask):
             raise RuntimeError(f"a paged layer can't serve a mask of type {type(mask).__name__}")
-        self._binding.attended += 1
-        output = self._binding.path.attend(
+        binding = self._binding
+        window = 0 if mask is None else mask.window
+        if window != binding.window:
+            raise RuntimeError(
+                f"a layer attends with window {window}, its group's {binding.window}"
+            )
+        binding.attended += 1
+        output = binding.path.attend(
             queries.squeeze(2),
             (self.keys, self.values),
-            self._binding.prepared,
+            binding.prepared,
             scale=scale,
-            window=0 if mask is None else mask.window,
+            window=window,
             sinks=sinks,
         )
         return output[:, :, None]

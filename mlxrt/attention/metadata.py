@@ -5,7 +5,7 @@ Symbols: T rows, padding included; S sequences with rows; W blocks in the longes
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
@@ -22,7 +22,8 @@ class HostRows:
         query_start: [S + 1] int32, first row of each sequence; the last entry counts the rows
             without padding.
         context_len: [S] int32, positions that the last row of each sequence sees.
-        block_tables: [S, W] int32; entries at or past a sequence's context are never followed.
+        block_tables: [S, W] int32; entries at or past a sequence's context, or before its window,
+            are never followed.
         block_size: positions in a block.
     """
 
@@ -54,5 +55,14 @@ class StepMetadata:
             slots=mx.array(host.slots),
             query_start=mx.array(host.query_start),
             context_len=mx.array(host.context_len),
+            block_tables=mx.array(host.block_tables),
+        )
+
+    def in_group(self, host: HostRows) -> StepMetadata:
+        """The same rows in another group: only slots and tables differ and are uploaded."""
+        return replace(
+            self,
+            host=host,
+            slots=mx.array(host.slots),
             block_tables=mx.array(host.block_tables),
         )

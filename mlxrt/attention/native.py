@@ -20,7 +20,7 @@ class NativePath:
     def __init__(self) -> None:
         self.counts = AttendCounts()
 
-    def prepare(self, metadata: StepMetadata) -> StepMetadata:
+    def prepare(self, metadata: StepMetadata, window: int = 0) -> StepMetadata:
         """The kernels take the metadata as they are."""
         return metadata
 

@@ -32,8 +32,8 @@ class AttentionPath(Protocol):
     """Whether a step may be launched while the one before runs, without a copy of the pool."""
     counts: AttendCounts
 
-    def prepare(self, metadata: StepMetadata) -> Any:
-        """What the path derives once per step and group from `metadata`."""
+    def prepare(self, metadata: StepMetadata, window: int = 0) -> Any:
+        """What the path derives once per step and group; `window` is the group's."""
 
     def write(
         self, keys: mx.array, values: mx.array, new: tuple[mx.array, mx.array], prepared: Any
@@ -52,7 +52,11 @@ class AttentionPath(Protocol):
         window: int,
         sinks: mx.array | None,
     ) -> mx.array:
-        """Attention of `queries` `[T, Hq, D]` over each row's own context; returns `[T, Hq, D]`."""
+        """Attention of `queries` `[T, Hq, D]` over each row's own context; returns `[T, Hq, D]`.
+
+        `window` is the one that `prepared` was made for. What lies before it is neither read nor
+        multiplied: a table may have holes there.
+        """
 
     def copy_blocks(
         self, pools: Sequence[mx.array], sources: mx.array, destinations: mx.array

@@ -24,23 +24,19 @@ class LayerShape:
 
 
 def allocate_pool(
-    shapes: Sequence[LayerShape], num_blocks: int, block_size: int, *, poison: bool
+    shapes: Sequence[LayerShape], num_blocks: int, block_size: int
 ) -> list[tuple[mx.array, mx.array]]:
     """Allocates and evaluates one K and one V array per layer, on the calling (the engine's)
     thread.
 
-    Args:
-        poison: fill with NaN, to prove that nothing past a context is ever multiplied.
-
     Returns:
         `(keys, values)` per layer, each `[num_blocks, block_size, num_kv_heads, width]`.
     """
-    fill = float("nan") if poison else 0.0
     pool = []
     for shape in shapes:
         leading = (num_blocks, block_size, shape.num_kv_heads)
-        keys = mx.full((*leading, shape.key_width), fill, dtype=shape.dtype)
-        values = mx.full((*leading, shape.value_width), fill, dtype=shape.dtype)
+        keys = mx.zeros((*leading, shape.key_width), shape.dtype)
+        values = mx.zeros((*leading, shape.value_width), shape.dtype)
         # Layer by layer, so that no temporary of the whole pool's size ever lives.
         mx.eval(keys, values)
         pool.append((keys, values))

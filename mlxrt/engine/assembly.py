@@ -4,11 +4,10 @@ engine's thread only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import structlog
@@ -27,13 +26,14 @@ from mlxrt.core.model import Group, GroupKind, ModelFacts
 from mlxrt.engine.base import EngineDescription
 from mlxrt.engine.device import Device, current_device
 from mlxrt.engine.engine_config import EngineConfig, default_buckets
-from mlxrt.engine.forward import Forward
+from mlxrt.engine.forward import Forward, LayerGroup
 from mlxrt.engine.memory_plan import CPU_POOL_BYTES_MAX, MemoryPlan, StepShape, plan_memory
 from mlxrt.engine.runner import StepRunner
 from mlxrt.engine.warm_up import warm_up
-from mlxrt.models import Checkpoint, ModelError, check_semantics, family_of, read_checkpoint
+from mlxrt.models import Checkpoint, check_semantics, family_of, read_checkpoint
+from mlxrt.models.dimensions import activation_widths
 from mlxrt.models.folder import resolve_folder
-from mlxrt.models.loading import load_model
+from mlxrt.models.loading import build_model
 from mlxrt.models.probe import ModelShape, probe
 from mlxrt.models.rows import install_row_selector
 
@@ -74,9 +74,8 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
     """
     progress(0.0, "reading the checkpoint")
     checkpoint = read_checkpoint(resolve_folder(config.model))
-    accepted = check_semantics(
-        checkpoint, family_of(checkpoint), accept_dropped=config.accept_dropped_semantics
-    )
+    family = family_of(checkpoint)
+    accepted = check_semantics(checkpoint, family, accept_dropped=config.accept_dropped_semantics)
     if accepted:
         _log.warning("config fields without effect, as in mlx-lm", fields=accepted)
     device = current_device()
@@ -87,39 +86,47 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
     chosen = choose_path(AttentionChoice(config.attention))
     if chosen.reason:
         _log.warning("gather attention instead of native", reason=chosen.reason)
-    dtype = _dtype(config, device)
     max_length = min(
         config.max_model_length, checkpoint.max_model_length or config.max_model_length
     )
     buckets = _buckets(config, device)
-    gather = chosen.path.name == "gather"
-    shape = _step_shape(checkpoint, config, dtype, max_length, buckets, gather)
-    plan = _plan(checkpoint, config, device, dtype, shape)
+    dtype = _dtype(config, device)
+    model = build_model(checkpoint, dtype)
+    install_seam(model)
+    shape = probe(model)
+    family.check_windows(checkpoint.config, shape.windows)
+    groups = partition(shape.windows)
+    step_shape = _step_shape(checkpoint, config, shape, max_length, buckets, chosen.path)
+    plan = _plan(checkpoint, config, device, dtype, shape, step_shape)
     _log.info("memory plan", **plan.figures_mib())
     # What is freed and not reused at once would else pile up; a step's worth of it is worth
     # keeping.
     mx.set_cache_limit(plan.step_bytes)
     progress(0.05, f"loading {plan.weight_bytes >> 20} MiB of weights")
-    model = load_model(checkpoint, dtype)
-    install_seam(model)
-    model_shape = probe(model, int(checkpoint.config["num_hidden_layers"]))
-    _check_shape(model_shape, checkpoint, plan)
+    mx.eval(model.parameters())  # type: ignore[no-untyped-call]
     progress(0.7, f"allocating {plan.pool_bytes >> 20} MiB of KV pool")
-    forward = _forward(model, model_shape.layers, plan, chosen.path, config.poison_pool)
+    forward = Forward(
+        model,
+        install_row_selector(model, family.inner),
+        _layer_groups(groups, shape.layers, plan, chosen.path),
+        chosen.path,
+    )
     runner = StepRunner(
         forward,
         block_size=config.block_size,
-        vocabulary_size=model_shape.vocabulary_size,
+        vocabulary_size=shape.vocabulary_size,
         buckets=buckets,
         launches_ahead=device.kind != "cpu",
     )
     progress(0.8, "warming up")
     warm_up(runner, buckets, config, max_length)
+    if config.poison_pool:
+        forward.poison()
     mx.reset_peak_memory()
     return Assembled(
         runner=runner,
         path=chosen.path,
-        facts=_facts(checkpoint, config, plan, model_shape, max_length),
+        facts=_facts(checkpoint, config, plan, shape, groups, max_length),
         description=_describe(device, chosen.path),
         plan=plan,
         folder=Path(checkpoint.folder),
@@ -140,49 +147,28 @@ def _buckets(config: EngineConfig, device: Device) -> tuple[int, ...]:
     return () if device.kind == "cpu" else default_buckets(config.max_step_rows)
 
 
-def _widths(config: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Query heads, KV heads and head width that the config gives."""
-    heads = int(config["num_attention_heads"])
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    return heads, kv_heads, int(config.get("head_dim") or config["hidden_size"] // heads)
-
-
-def _item_bytes(checkpoint: Checkpoint, dtype: mx.Dtype | None) -> int:
-    """Width of an activation: the cast type's, else the widest floating-point type in the
-    checkpoint.
-    """
-    if dtype is not None:
-        return dtype.size
-    types = {tensor.dtype for tensor in checkpoint.tensors.values()}
-    return 4 if "F32" in types else 2
-
-
 def _step_shape(
     checkpoint: Checkpoint,
     config: EngineConfig,
-    dtype: mx.Dtype | None,
+    shape: ModelShape,
     max_length: int,
     buckets: tuple[int, ...],
-    gather: bool,
+    path: AttentionPath,
 ) -> StepShape:
-    fields = checkpoint.config
-    try:
-        heads, kv_heads, head_width = _widths(fields)
-        return StepShape(
-            rows=max(config.max_step_rows, *buckets, 1),
-            selected_rows=min(config.max_step_sequences, config.max_step_rows),
-            context=max_length,
-            hidden=int(fields["hidden_size"]),
-            intermediate=int(fields["intermediate_size"]),
-            queries=heads * head_width,
-            keys=kv_heads * head_width,
-            heads=heads,
-            vocabulary_size=int(fields["vocab_size"]),
-            item_bytes=_item_bytes(checkpoint, dtype),
-            gather=gather,
-        )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ModelError(f"{checkpoint.folder}/config.json: {error!r}") from error
+    hidden, intermediate = activation_widths(checkpoint)
+    return StepShape(
+        rows=max(config.max_step_rows, *buckets, 1),
+        selected_rows=min(config.max_step_sequences, config.max_step_rows),
+        context=max_length,
+        hidden=hidden,
+        intermediate=intermediate,
+        queries=shape.query_width,
+        keys=shape.key_width,
+        heads=shape.query_heads,
+        vocabulary_size=shape.vocabulary_size,
+        item_bytes=shape.layers[0].dtype.size,
+        gather=path.name == "gather",
+    )
 
 
 def _plan(
@@ -190,47 +176,42 @@ def _plan(
     config: EngineConfig,
     device: Device,
     dtype: mx.Dtype | None,
-    shape: StepShape,
+    shape: ModelShape,
+    step_shape: StepShape,
 ) -> MemoryPlan:
-    block_bytes = 2 * shape.keys * shape.item_bytes * config.block_size
     return plan_memory(
         device_bytes=device.memory_bytes,
         memory_fraction=config.memory_fraction,
         weight_bytes=checkpoint.weight_bytes(None if dtype is None else dtype.size),
-        step_bytes=shape.step_bytes(),
-        block_bytes=block_bytes * int(checkpoint.config["num_hidden_layers"]),
+        step_bytes=step_shape.step_bytes(),
+        block_bytes=sum(layer.block_bytes(config.block_size) for layer in shape.layers),
         block_size=config.block_size,
         num_blocks=config.num_blocks,
         pool_bytes_max=CPU_POOL_BYTES_MAX if device.kind == "cpu" else None,
     )
 
 
-def _check_shape(shape: ModelShape, checkpoint: Checkpoint, plan: MemoryPlan) -> None:
-    """Holds the loaded model against what was planned from its config."""
-    block_bytes = sum(layer.block_bytes(plan.block_size) for layer in shape.layers)
-    if block_bytes != plan.block_bytes:
-        raise ModelError(
-            f"{checkpoint.folder}: a block takes {block_bytes} bytes, "
-            f"{plan.block_bytes} planned from the config"
-        )
-    if shape.vocabulary_size != checkpoint.config["vocab_size"]:
-        raise ModelError(
-            f"{checkpoint.folder}: {shape.vocabulary_size} logits, "
-            f"vocab_size {checkpoint.config['vocab_size']}"
-        )
+def partition(windows: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    """The layers by window, in the order of the group numbers: full attention first."""
+    return {
+        window: tuple(index for index, each in enumerate(windows) if each == window)
+        for window in sorted(set(windows))
+    }
 
 
-def _forward(
-    model: Any,
-    shapes: tuple[LayerShape, ...],
+def _layer_groups(
+    groups: Mapping[int, tuple[int, ...]],
+    shapes: Sequence[LayerShape],
     plan: MemoryPlan,
     path: AttentionPath,
-    poison: bool,
-) -> Forward:
-    binding = StepBinding(path)
-    arrays = allocate_pool(shapes, plan.num_blocks, plan.block_size, poison=poison)
-    layers = [PagedLayer(keys, values, binding) for keys, values in arrays]
-    return Forward(model, install_row_selector(model), layers, [binding], path)
+) -> list[LayerGroup]:
+    arrays = allocate_pool(shapes, plan.num_blocks, plan.block_size)
+    layer_groups = []
+    for window, indices in groups.items():
+        binding = StepBinding(path, window)
+        layers = [PagedLayer(*arrays[index], binding) for index in indices]
+        layer_groups.append(LayerGroup(binding, indices, layers))
+    return layer_groups
 
 
 def _facts(
@@ -238,15 +219,19 @@ def _facts(
     config: EngineConfig,
     plan: MemoryPlan,
     shape: ModelShape,
+    groups: Mapping[int, tuple[int, ...]],
     max_length: int,
 ) -> ModelFacts:
-    group = Group(
-        kind=GroupKind.FULL,
-        layer_indices=tuple(range(len(shape.layers))),
-        window=0,
-        block_count=plan.num_blocks,
-        block_bytes=plan.block_bytes,
-    )
+    group_facts = [
+        Group(
+            kind=GroupKind.WINDOW if window else GroupKind.FULL,
+            layer_indices=indices,
+            window=window,
+            block_count=plan.num_blocks,
+            block_bytes=sum(shape.layers[index].block_bytes(plan.block_size) for index in indices),
+        )
+        for window, indices in groups.items()
+    ]
     return ModelFacts(
         model_name=config.model,
         model_type=checkpoint.model_type,
@@ -254,9 +239,10 @@ def _facts(
         max_model_length=max_length,
         kv_data_type=str(shape.layers[0].dtype).removeprefix("mlx.core."),
         block_size=config.block_size,
-        groups=(group,),
+        groups=tuple(group_facts),
         end_token_ids=checkpoint.end_token_ids,
         fingerprint=checkpoint.fingerprint,
+        begin_token_ids=checkpoint.begin_token_ids,
     )
 
 

@@ -119,10 +119,7 @@ def build_batch(
     bucket = padded(row_count, buckets)
     tokens = np.zeros(bucket, np.int32)
     tokens[:row_count] = mirrors.tokens[lines[owner], positions]
-    groups = [
-        _host_rows(table, lines, owner, positions, query_start, known, block_size, bucket)
-        for table in mirrors.tables
-    ]
+    groups = _host_rows(mirrors, lines, owner, positions, query_start, known, block_size, bucket)
     selection = _select(plan, entries, decode_count)
     selected_sequences = np.array(selection.sequences, np.int64)
     sampled = np.array(selection.sampled, np.int64)
@@ -203,7 +200,7 @@ def _write_explicit(entry: Entry, line: int, mirrors: SequenceMirrors) -> Overwr
 
 
 def _host_rows(
-    table: IntArray,
+    mirrors: SequenceMirrors,
     lines: IndexArray,
     owner: IndexArray,
     positions: IndexArray,
@@ -211,21 +208,18 @@ def _host_rows(
     known: IndexArray,
     block_size: int,
     bucket: int,
-) -> HostRows:
-    """Where the rows lie in one group."""
+) -> list[HostRows]:
+    """Where the rows lie, by group; the groups differ in slots and tables alone."""
     width = -(-int(known.max()) // block_size)
     count = len(positions)
-    slots = np.full(bucket, -1, np.int64)
-    blocks = table[lines[owner], positions // block_size].astype(np.int64)
-    slots[:count] = blocks * block_size + positions % block_size
     padded_positions = np.zeros(bucket, np.int32)
     padded_positions[:count] = positions
-    tables = table[lines, :width]
-    return HostRows(
-        positions=padded_positions,
-        slots=slots,
-        query_start=query_start.astype(np.int32),
-        context_len=known.astype(np.int32),
-        block_tables=tables,
-        block_size=block_size,
-    )
+    row_lines, entries, offsets = lines[owner], positions // block_size, positions % block_size
+    starts, contexts = query_start.astype(np.int32), known.astype(np.int32)
+    groups = []
+    for table in mirrors.tables:
+        slots = np.full(bucket, -1, np.int64)
+        slots[:count] = table[row_lines, entries].astype(np.int64) * block_size + offsets
+        tables = table[lines, :width]
+        groups.append(HostRows(padded_positions, slots, starts, contexts, tables, block_size))
+    return groups

@@ -46,27 +46,41 @@ class StepGraph:
         return arrays + [array for array in (self.logits, self.witness) if array is not None]
 
 
+@dataclass(frozen=True, slots=True)
+class LayerGroup:
+    """Layers that share a block table.
+
+    Attributes:
+        indices: the layers' places in the model; `layers` are parallel.
+    """
+
+    binding: StepBinding
+    indices: Sequence[int]
+    layers: Sequence[PagedLayer]
+
+
 class Forward:
     """A model over its paged pool.
 
     Attributes:
         path: how attention is computed.
         layers: the pool, layer by layer.
+        group_count: groups of layers that share a table.
     """
 
     def __init__(
         self,
         model: Module,
         selector: RowSelector,
-        layers: Sequence[PagedLayer],
-        bindings: Sequence[StepBinding],
+        groups: Sequence[LayerGroup],
         path: AttentionPath,
     ) -> None:
         self.path = path
-        self.layers = layers
+        self.layers = _in_model_order(groups)
+        self.group_count = len(groups)
         self._model = model
         self._selector = selector
-        self._bindings = bindings
+        self._groups = groups
 
     def pools(self) -> list[mx.array]:
         """The pool's arrays."""
@@ -78,10 +92,23 @@ class Forward:
             layer.keys, layer.values = pools[2 * index], pools[2 * index + 1]
 
     def copy_blocks(self, copies: Sequence[tuple[int, int, int]]) -> None:
-        """Adds the block copies to the graph; the model has one group, so all layers take part."""
-        pairs = np.array([copy[1:] for copy in copies], np.int32)
-        sources, destinations = mx.array(pairs[:, 0]), mx.array(pairs[:, 1])
-        self.restore(self.path.copy_blocks(self.pools(), sources, destinations))
+        """Adds block copies, `(group, source, destination)`, to the graph."""
+        for number, group in enumerate(self._groups):
+            pairs = np.array([copy[1:] for copy in copies if copy[0] == number], np.int32)
+            if not len(pairs):
+                continue
+            sources, destinations = mx.array(pairs[:, 0]), mx.array(pairs[:, 1])
+            pools = [array for layer in group.layers for array in (layer.keys, layer.values)]
+            copied = iter(self.path.copy_blocks(pools, sources, destinations))
+            for layer in group.layers:
+                layer.keys, layer.values = next(copied), next(copied)
+
+    def poison(self) -> None:
+        """Fills the pool with NaN and evaluates it."""
+        for layer in self.layers:
+            layer.keys = mx.full(layer.keys.shape, float("nan"), dtype=layer.keys.dtype)
+            layer.values = mx.full(layer.values.shape, float("nan"), dtype=layer.values.dtype)
+            mx.eval(layer.keys, layer.values)
 
     def build(
         self, batch: Batch | None, sampling: SamplingBatch | None, unread: mx.array | None
@@ -94,32 +121,36 @@ class Forward:
         """
         if batch is None:
             return StepGraph(None, None, self._witness())
-        for binding, host in zip(self._bindings, batch.groups, strict=True):
-            binding.begin(StepMetadata.from_host(host))
+        self._begin(batch)
         try:
             tokens = _input_tokens(batch, unread)[:, None]
-            if sampling is None:
-                self._selector.without_head(tokens, self.layers)
-                self._check_seam()
-                return StepGraph(None, None, self._witness())
             self._selector.rows = _upload(batch.selected_rows)
             logits = self._model(tokens, cache=self.layers).squeeze(1)
             self._check_seam()
         finally:
             self._selector.rows = None
-            for binding in self._bindings:
-                binding.end()
+            for group in self._groups:
+                group.binding.end()
+        if sampling is None:
+            # The head is built, but nothing evaluates it.
+            return StepGraph(None, None, self._witness())
         answered = None
         if batch.logits_selections:
             chosen = mx.array(np.array(batch.logits_selections, np.int32))
             answered = logits[chosen].astype(mx.float32)
         return StepGraph(sample(logits, sampling, unread), answered, None)
 
+    def _begin(self, batch: Batch) -> None:
+        metadata = StepMetadata.from_host(batch.groups[0])
+        self._groups[0].binding.begin(metadata)
+        for group, host in zip(self._groups[1:], batch.groups[1:], strict=True):
+            group.binding.begin(metadata.in_group(host))
+
     def _check_seam(self) -> None:
         """Raises RuntimeError unless every layer attended: without the seam a model would compute
         something else.
         """
-        attended = sum(binding.attended for binding in self._bindings)
+        attended = sum(group.binding.attended for group in self._groups)
         if attended != len(self.layers):
             raise RuntimeError(f"{attended} of {len(self.layers)} layers attended to the pool")
 
@@ -129,6 +160,15 @@ class Forward:
         return mx.stack([pool.reshape(-1)[0] for pool in (last.keys, last.values)]).astype(
             mx.float32
         )
+
+
+def _in_model_order(groups: Sequence[LayerGroup]) -> list[PagedLayer]:
+    placed = {
+        index: layer
+        for group in groups
+        for index, layer in zip(group.indices, group.layers, strict=True)
+    }
+    return [placed[index] for index in range(len(placed))]
 
 
 def _upload(rows: np.ndarray[tuple[int], np.dtype[np.int32]] | None) -> mx.array | None:

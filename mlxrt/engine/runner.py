@@ -59,11 +59,16 @@ class StepRunner:
         self._vocabulary_size = vocabulary_size
         self._buckets = buckets
         self._launches_ahead = launches_ahead and forward.path.overlaps
-        self._mirrors = SequenceMirrors(group_count=1)
+        self._mirrors = SequenceMirrors(group_count=forward.group_count)
         self._parity = 0
         self._failed: dict[int, MlxrtError] = {}
         # When the step that was read last had ended, as far as this thread saw.
         self._device_idle_s = 0.0
+
+    @property
+    def group_count(self) -> int:
+        """Groups of layers that share a table."""
+        return self._forward.group_count
 
     def reset_counters(self) -> None:
         """Starts all counts anew."""

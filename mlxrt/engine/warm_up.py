@@ -44,8 +44,9 @@ def _run(runner: StepRunner, counts: list[int], block_size: int) -> None:
             for handle, count in zip(handles, counts, strict=True)
         ],
         table_updates=[
-            TableUpdate(handle, 0, 0, [0] * count, count)
+            TableUpdate(handle, group, 0, [0] * count, count)
             for handle, count in zip(handles, block_counts, strict=True)
+            for group in range(runner.group_count)
         ],
         entries=[
             Entry(handle, 0, count, TokenSource.REGISTERED, sample=True)

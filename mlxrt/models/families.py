@@ -7,7 +7,7 @@ are dropped by mlx-lm, and what paged execution can't serve.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,12 +48,26 @@ class Family:
             it changes none.
         dropped_by_rule: what else mlx-lm ignores, found by looking at several fields.
         unservable: what a paged pool can't serve in this family; no flag helps.
+        inner: the attribute of the model that is the model without its head.
     """
 
     model_type: str
     dropped: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     dropped_by_rule: Callable[[Checkpoint], list[str]] = lambda checkpoint: []
     unservable: Callable[[Config], list[str]] = lambda config: []
+    inner: str = "model"
+
+    def check_windows(self, config: Config, found: Sequence[int]) -> None:
+        """Holds the windows that the model applies, by layer, against the config's.
+
+        Raises:
+            ModelError: they differ.
+        """
+        for index, window in enumerate(found):
+            if window:
+                raise ModelError(
+                    f"layer {index} has a window of {window}, the config gives it none"
+                )
 
 
 def _sliding_layers(config: Config) -> list[str]:

@@ -41,7 +41,14 @@ def import_mlx_lm_loader() -> Any:
 
 
 def load_model(checkpoint: Checkpoint, dtype: mx.Dtype | None) -> Module:
-    """Loads and evaluates the model on the calling thread; runs no code of the checkpoint.
+    """`build_model`, and then the weights evaluated, on the calling thread."""
+    model = build_model(checkpoint, dtype)
+    mx.eval(model.parameters())  # type: ignore[no-untyped-call]
+    return model
+
+
+def build_model(checkpoint: Checkpoint, dtype: mx.Dtype | None) -> Module:
+    """Builds the model over weights that no memory holds yet; runs no code of the checkpoint.
 
     Args:
         dtype: type that floating-point parameters are cast to, the scales of quantised ones
@@ -58,5 +65,4 @@ def load_model(checkpoint: Checkpoint, dtype: mx.Dtype | None) -> Module:
     loaded: Module = model
     if dtype is not None:
         loaded.set_dtype(dtype)
-    mx.eval(loaded.parameters())  # type: ignore[no-untyped-call]
     return loaded

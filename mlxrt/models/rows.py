@@ -27,26 +27,22 @@ class RowSelector:
         hidden: mx.array = self._inner(*arguments, **named)
         return hidden if self.rows is None else hidden[self.rows]
 
-    def without_head(self, tokens: mx.array, cache: Any) -> None:
-        """Builds the inner model alone, for its writes to `cache`."""
-        self._inner(tokens, cache)
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
 
-def install_row_selector(model: Module) -> RowSelector:
-    """Puts a selector in the place of `model.model`; `Model.__call__` does its own head on what it
-    returns.
+def install_row_selector(model: Module, name: str = "model") -> RowSelector:
+    """Puts a selector in the place of the inner model, the attribute `name`; `Model.__call__` does
+    its own head on what it returns.
 
     Raises:
         ModelError: the model has no inner model of that name.
     """
-    inner = getattr(model, "model", None)
+    inner = getattr(model, name, None)
     if not isinstance(inner, Module):
         raise ModelError(
             f"{type(model).__module__}: the model has no inner model to select rows of"
         )
     selector = RowSelector(inner)
-    model.model = selector
+    setattr(model, name, selector)
     return selector
