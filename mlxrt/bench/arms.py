@@ -126,17 +126,26 @@ class UnaryArm(GrpcArm):
 
 
 class StreamArm(GrpcArm):
-    """One Execute stream, two steps in flight."""
+    """One Execute stream, open all the while as a scheduler's is, two steps in flight."""
+
+    def __init__(self, address: str, sequences: int, context: int, growth: int) -> None:
+        """As GrpcArm; then opens the stream."""
+        super().__init__(address, sequences, context, growth)
+        self._stream = self._session.stream(2)
+
+    def close(self) -> None:
+        """Ends stream and session."""
+        self._stream.close()
+        super().close()
 
     def run(self, steps: int) -> float:
         """See Arm."""
         inflight: deque[Future[StepResponse]] = deque()
-        with self._session.stream(2) as stream:
-            start = time.perf_counter()
-            for _ in range(steps):
-                inflight.append(stream.submit(self._decode()))
-                if len(inflight) == 2:
-                    inflight.popleft().result()
-            while inflight:
+        start = time.perf_counter()
+        for _ in range(steps):
+            inflight.append(self._stream.submit(self._decode()))
+            if len(inflight) == 2:
                 inflight.popleft().result()
-            return time.perf_counter() - start
+        while inflight:
+            inflight.popleft().result()
+        return time.perf_counter() - start
