@@ -38,12 +38,18 @@ class SessionService:
     Args:
         runtime: answers the runtime, or raises LOADING or DEVICE_LOST.
         instance_id: of this start of the server.
+        random_bits: answers that many random bits, for session ids and seeds.
     """
 
     def __init__(
-        self, runtime: Callable[[], Runtime], lifecycle: Lifecycle, instance_id: str
+        self,
+        runtime: Callable[[], Runtime],
+        lifecycle: Lifecycle,
+        instance_id: str,
+        random_bits: Callable[[int], int] = secrets.randbits,
     ) -> None:
         self._runtime = runtime
+        self._random_bits = random_bits
         self._lifecycle = lifecycle
         self._instance_id = instance_id
 
@@ -67,11 +73,11 @@ class SessionService:
         self._lifecycle.check_starting()
         decode_request_id(request.request_id)
         client_name = decode_client_name(request.client_name)
-        new_id = secrets.token_hex(_SESSION_ID_BYTES)
+        new_id = self._random_bits(8 * _SESSION_ID_BYTES).to_bytes(_SESSION_ID_BYTES).hex()
         opened = runtime.core.open_session(
             request.request_id, request.lease_ttl_ms, client_name,
             session_id=new_id,
-            session_seed=secrets.randbits(_SEED_BITS),
+            session_seed=self._random_bits(_SEED_BITS),
             now_ms=runtime.now_ms(),
         )  # fmt: skip
         if opened.session.session_id == new_id:  # else a repeat

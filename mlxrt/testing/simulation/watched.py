@@ -1,0 +1,67 @@
+"""The witness's book: sessions, sequences and steps by their answers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mlxrt.core.step import StepInput
+
+
+@dataclass(slots=True, eq=False)
+class WatchedSequence:
+    """The known tokens of a sequence, by the commits alone."""
+
+    tokens: list[int]
+    greedy: bool
+    failed: bool = False
+
+
+@dataclass(slots=True)
+class WatchedStep:
+    """An accepted step and the sequences that it meant; `failures` as the session had then."""
+
+    session_id: str
+    epoch: int
+    step: StepInput
+    decodes: list[WatchedSequence]
+    items: list[WatchedSequence]
+    failures: int
+
+
+@dataclass(slots=True)
+class WatchedSession:
+    """A session by its answers alone; `inflight` are tickets, `failures` steps in which a sequence
+    failed."""
+
+    epoch: int
+    ttl_ms: int
+    renewed_ms: int
+    accepted: int = 0
+    settled: int = 0
+    failures: int = 0
+    inflight: list[int] = field(default_factory=list)
+    sequences: dict[int, WatchedSequence] = field(default_factory=dict)
+
+
+def watch(session_id: str, session: WatchedSession, step: StepInput) -> WatchedStep:
+    """Makes an accepted step's releases and registrations true; answers whom it means."""
+    for sequence_id in step.releases:
+        del session.sequences[sequence_id]
+    for new in step.new_sequences:
+        session.sequences[new.sequence_id] = WatchedSequence(
+            list(new.prompt), new.sampling.temperature == 0 and not new.sampling.penalised
+        )
+    return WatchedStep(
+        session_id,
+        session.epoch,
+        step,
+        [session.sequences[i] for i in step.decode_ids],
+        [session.sequences[item.sequence_id] for item in step.items],
+        session.failures,
+    )
+
+
+def copied(blocks: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
+    """The block ids, in lists of their own."""
+    return {group: list(ids) for group, ids in blocks.items()}
