@@ -1,4 +1,4 @@
-"""The command line: parsing and printing only. `mlxrt serve | demo | check | bench`."""
+"""The command line: parsing and printing only. `mlxrt serve | demo | check | models | bench`."""
 
 from __future__ import annotations
 
@@ -148,6 +148,27 @@ def check(
         accept_mlx_lm_semantics=accept or None,
     )  # fmt: skip
     raise typer.Exit(run_check(settings, Console()))
+
+
+@app.command("models")
+def list_models(
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="As README.md has it.")] = False,
+) -> None:
+    """Lists the families that are served; needs no MLX."""
+    from rich.table import Table
+
+    from mlxrt.models import table
+
+    if as_markdown:
+        typer.echo(table.markdown())
+        return
+    printed = Table(*table.COLUMNS, box=None)
+    for row in table.rows():
+        printed.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        console.width = REPORT_COLUMNS
+    console.print(printed)
 
 
 @bench.command("step")

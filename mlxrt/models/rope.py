@@ -10,7 +10,7 @@ from typing import Any
 
 # Types whose code in mlx-lm hands the offset on to mx.fast.rope untouched; `dynamic` does
 # arithmetic on it.
-_SERVED = frozenset({"default", "linear", "llama3", "yarn", "longrope"})
+_SERVED = frozenset({"default", "linear", "llama3", "yarn", "longrope", "su"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def rope_findings(config: Mapping[str, Any]) -> RopeFindings:
     dropped = []
     if scaling.get("partial_rotary_factor", 1.0) != 1.0:
         dropped.append(f"{name}.partial_rotary_factor: {scaling['partial_rotary_factor']}")
-    if kind == "longrope":
+    if kind in ("longrope", "su"):
         dropped.append(f"{name}.short_factor (mlx-lm always uses long_factor)")
     if kind == "yarn":
         if "original_max_position_embeddings" not in scaling:

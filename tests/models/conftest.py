@@ -24,6 +24,7 @@ from mlxrt.engine.base import EngineDescription
 from mlxrt.engine.engine_config import EngineConfig
 from mlxrt.engine.mlx_engine import MlxEngine
 from mlxrt.errors import MlxrtError
+from mlxrt.models import FAMILIES
 from mlxrt.models.loading import import_mlx_lm_loader
 
 import_mlx_lm_loader()
@@ -86,15 +87,16 @@ def write_checkpoint(
     import importlib
 
     import_mlx_lm_loader()
-    module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
+    module = importlib.import_module(f"mlx_lm.models.{FAMILIES[config['model_type']].module_name}")
     mx.random.seed(seed)
     model: nn.Module = module.Model(module.ModelArgs.from_dict(config))
     # Wider than mlx's default, so that greedy tokens don't fall into a short cycle.
-    weights = [
-        (name, value if value.ndim < 2 else mx.random.normal(value.shape) * 0.15)
-        for name, value in tree_flatten(model.parameters())
-    ]
-    model.load_weights(weights)
+    model.load_weights(
+        [
+            (name, mx.random.normal(value.shape) * 0.15 + (0 if value.ndim > 1 else value))
+            for name, value in tree_flatten(model.parameters())
+        ]
+    )
     content = dict(config)
     if bits is not None:
         nn.quantize(model, group_size=32, bits=bits)
@@ -219,7 +221,7 @@ class Sequence:
     tokens: list[int] = field(default_factory=list)
     known: int = 0
     position: int = 0
-    blocks: list[int] = field(default_factory=list)
+    tables: list[list[int]] = field(default_factory=list)
     registered: bool = False
     table_sent: int = 0
     logits: dict[int, bytes] = field(default_factory=dict)
@@ -236,16 +238,22 @@ Rows = tuple[Sequence, bool, int]
 class Scheduler:
     """A small deterministic scheduler that makes plans: chunked and mixed prefill, decode,
     scattered and recycled blocks, preemption and resumption, prefix sharing with copies, and two
-    steps in flight.
+    steps in flight. With `leave` it gives back the blocks that left a window.
     """
 
-    def __init__(self, running: RunningEngine, seed: int, in_flight: int = 2) -> None:
+    def __init__(
+        self, running: RunningEngine, seed: int, in_flight: int = 2, *, leave: bool = False
+    ) -> None:
         self.running = running
         self.random = random.Random(seed)
         self.block_size = running.facts.block_size
-        self.free = list(range(1, running.facts.groups[0].block_count))
-        self.random.shuffle(self.free)
-        self.owners: dict[int, int] = {}
+        self.groups = running.facts.groups
+        self.leave = leave
+        self.free = [list(range(1, group.block_count)) for group in self.groups]
+        for free in self.free:
+            self.random.shuffle(free)
+        self.owners: dict[tuple[int, int], int] = {}
+        self.used_max = [0] * len(self.groups)
         self.in_flight = in_flight
         self.waiting: deque[list[Rows]] = deque()
         self.ticket = 0
@@ -256,6 +264,7 @@ class Scheduler:
     def add(self, prompt: list[int], goal: int) -> Sequence:
         """A sequence that starts with the next step."""
         sequence = Sequence(len(self.sequences) + 1, prompt, goal, list(prompt), len(prompt))
+        sequence.tables = [[] for _ in self.groups]
         self.sequences.append(sequence)
         return sequence
 
@@ -266,13 +275,14 @@ class Scheduler:
         assert length <= min(source.position, len(source.prompt))
         sequence = self.add(source.prompt[:length] + rest, goal)
         whole = length // self.block_size
-        sequence.blocks = source.blocks[:whole]
-        for block in sequence.blocks:
-            self.owners[block] += 1
-        if length % self.block_size:
-            copy = self._allocate()
-            self.plan.copies.append((0, source.blocks[whole], copy))
-            sequence.blocks.append(copy)
+        for group, table in enumerate(source.tables):
+            sequence.tables[group] = table[:whole]
+            for block in table[:whole]:
+                self.owners[group, block] += 1
+            if length % self.block_size:
+                copy = self._allocate(group)
+                self.plan.copies.append((group, table[whole], copy))
+                sequence.tables[group].append(copy)
         sequence.position = length
         self.seen["shared"] += 1
         return sequence
@@ -281,9 +291,10 @@ class Scheduler:
         """Takes the blocks away; the next step of the sequence starts anew from the tokens that the
         engine keeps.
         """
-        self._release(sequence.blocks)
-        sequence.blocks, sequence.position, sequence.table_sent = [], 0, 0
-        self.plan.table_updates.append(TableUpdate(sequence.handle, 0, 0, [], 0))
+        self._release(sequence)
+        sequence.position, sequence.table_sent = 0, 0
+        for group in range(len(self.groups)):
+            self.plan.table_updates.append(TableUpdate(sequence.handle, group, 0, [], 0))
         self.seen["preempted"] += 1
 
     def step(self, chosen: list[Sequence], chunk: int, logits: bool = False) -> None:
@@ -345,8 +356,7 @@ class Scheduler:
 
     def retire(self, sequence: Sequence) -> None:
         """Frees everything of a sequence with the next plan."""
-        self._release(sequence.blocks)
-        sequence.blocks = []
+        self._release(sequence)
         self.plan.retired.append(sequence.handle)
 
     def _register(self, sequence: Sequence, length: int) -> None:
@@ -355,28 +365,53 @@ class Scheduler:
             self.plan.registrations.append(
                 Registration(sequence.handle, sequence.prompt, GREEDY, 0)
             )
-        while len(sequence.blocks) * self.block_size < length:
-            sequence.blocks.append(self._allocate())
         first = sequence.table_sent
-        if first < len(sequence.blocks):
-            self.plan.table_updates.append(
-                TableUpdate(
-                    sequence.handle, 0, first, sequence.blocks[first:], len(sequence.blocks)
+        for group, table in enumerate(sequence.tables):
+            if self.leave:
+                self._leave_window(sequence, group)
+            while len(table) * self.block_size < length:
+                table.append(self._allocate(group))
+            if first < len(table):
+                self.plan.table_updates.append(
+                    TableUpdate(sequence.handle, group, first, table[first:], len(table))
                 )
-            )
-            sequence.table_sent = len(sequence.blocks)
+        sequence.table_sent = len(sequence.tables[0])
 
-    def _allocate(self) -> int:
-        block = self.free.pop()
-        self.owners[block] = 1
+    def _leave_window(self, sequence: Sequence, group: int) -> None:
+        """Makes holes of the blocks that no row from `position` on sees; they are free at once."""
+        window, table = self.groups[group].window, sequence.tables[group]
+        if not window:
+            return
+        count = max(0, sequence.position + 1 - window) // self.block_size
+        first = table[:count].count(0)
+        if first < count:
+            for block in table[first:count]:
+                self._let_go(group, block)
+            table[first:count] = [0] * (count - first)
+            self.plan.table_updates.append(
+                TableUpdate(sequence.handle, group, first, [0] * (count - first), len(table))
+            )
+            self.seen["left"] += count - first
+
+    def _allocate(self, group: int) -> int:
+        block = self.free[group].pop()
+        self.owners[group, block] = 1
+        used = self.groups[group].block_count - 1 - len(self.free[group])
+        self.used_max[group] = max(self.used_max[group], used)
         return block
 
-    def _release(self, blocks: list[int]) -> None:
-        for block in blocks:
-            self.owners[block] -= 1
-            if not self.owners[block]:
-                self.free.insert(self.random.randrange(len(self.free) + 1), block)
-                self.seen["recycled"] += 1
+    def _release(self, sequence: Sequence) -> None:
+        for group, table in enumerate(sequence.tables):
+            for block in filter(None, table):
+                self._let_go(group, block)
+        sequence.tables = [[] for _ in self.groups]
+
+    def _let_go(self, group: int, block: int) -> None:
+        self.owners[group, block] -= 1
+        if not self.owners[group, block]:
+            free = self.free[group]
+            free.insert(self.random.randrange(len(free) + 1), block)
+            self.seen["recycled"] += 1
 
 
 class Oracle:
@@ -401,6 +436,12 @@ class Oracle:
     def logits(self, tokens: list[int]) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         """[n, V]: the logits after each token, of one dense run."""
         return np.array(self.model(mx.array([tokens]))[0].astype(mx.float32))
+
+
+@pytest.fixture(scope="session")
+def checkpoint_writer() -> Callable[..., Path]:
+    """Saves a random model of a config."""
+    return write_checkpoint
 
 
 @pytest.fixture

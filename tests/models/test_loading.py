@@ -137,17 +137,14 @@ def test_a_field_that_mlx_lm_drops_is_refused_by_name(name, fields, named, alter
 
 
 def test_what_cannot_be_served_is_refused_whatever_is_accepted(altered):
-    for fields, named in (
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
-    ):
-        found = read_checkpoint(altered("llama", **fields))
-        with pytest.raises(ModelError, match=named):
-            check_semantics(found, family_of(found), accept_dropped=True)
+    fields = {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
+    found = read_checkpoint(altered("llama", **fields))
+    with pytest.raises(ModelError, match="dynamic"):
+        check_semantics(found, family_of(found), accept_dropped=True)
 
 
 def test_unlisted_families_are_refused_by_name(altered, start_engine):
-    with pytest.raises(MlxrtError, match=r"gemma2.*llama, qwen3"):
+    with pytest.raises(MlxrtError, match=r"gemma2.*gemma3_text.*llama"):
         start_engine(altered("qwen3", model_type="gemma2"))
 
 

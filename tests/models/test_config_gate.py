@@ -1,0 +1,110 @@
+"""What mlx-lm drops of a family's config is refused by name; what is missing is an error that names
+it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mlxrt.cli import app
+from mlxrt.models import FAMILIES, ModelError, check_semantics
+from mlxrt.models.checkpoint import Checkpoint
+from mlxrt.models.semantics import fields_of
+
+CONFIGS = json.loads((Path(__file__).parent / "families.json").read_text())
+
+DROPPED = [
+    ("cohere2", {"use_qk_norm": True}, "use_qk_norm"),
+    ("dots1", {"topk_method": "greedy"}, "topk_method"),
+    ("gemma", {"hidden_activation": "gelu_pytorch_tanh"}, "hidden_activation"),
+    ("gemma3_text", {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+    ("gemma3_text", {"attention_bias": True}, "attention_bias"),
+    ("glm4", {"tie_word_embeddings": True}, "tie_word_embeddings"),
+    ("gpt_oss", {"swiglu_limit": 9.0}, "swiglu_limit"),
+    ("gpt_oss", {"rope_scaling": {"rope_type": "yarn", "truncate": False}}, "truncate"),
+    ("mistral", {"sliding_window": 4096}, "sliding_window"),
+    ("mixtral", {"sliding_window": 4096}, "sliding_window"),
+    ("phi3", {"sliding_window": 2047}, "sliding_window"),
+    ("phi3", {"rope_scaling": {"type": "yarn", "long_factor": [1]}}, "rope_scaling.type"),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 8}, "use_sliding_window"),
+    ("qwen2_moe", {"norm_topk_prob": True}, "norm_topk_prob"),
+    ("qwen3_moe", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling"),
+    ("starcoder2", {"hidden_act": "gelu_pytorch_tanh"}, "hidden_act"),
+    ("starcoder2", {"sliding_window": 4096}, "sliding_window"),
+]
+
+
+def _checkpoint(name: str, **fields) -> Checkpoint:
+    config = {**CONFIGS[name], **fields}
+    config = {key: value for key, value in config.items() if value != "absent"}
+    return Checkpoint(Path("nowhere"), config, {}, "")
+
+
+def _check(name: str, *, accept: bool = False, **fields) -> list[str]:
+    found = _checkpoint(name, **fields)
+    return check_semantics(found, FAMILIES[name], accept_dropped=accept)
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_the_tested_config_drops_nothing(name):
+    assert _check(name) == []
+
+
+@pytest.mark.parametrize(("name", "fields", "named"), DROPPED)
+def test_a_field_that_mlx_lm_drops_is_refused_by_name(name, fields, named):
+    with pytest.raises(ModelError, match=named):
+        _check(name, **fields)
+    assert any(named in found for found in _check(name, accept=True, **fields))
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_rope_parameters_that_mlx_lm_does_not_read_are_refused_by_name(name):
+    with pytest.raises(ModelError, match=r"rope_parameters\.rope_theta"):
+        _check(name, rope_parameters={"rope_theta": 123.0, "rope_type": "default"})
+
+
+@pytest.mark.parametrize("name", sorted(name for name in CONFIGS if FAMILIES[name].required))
+def test_a_missing_field_is_named(name):
+    for field in FAMILIES[name].required:
+        assert field in fields_of(FAMILIES[name])
+        with pytest.raises(ModelError, match=field):
+            _check(name, accept=True, **{field: "absent"})
+
+
+def test_a_head_width_that_the_module_can_not_have_is_named():
+    with pytest.raises(ModelError, match="head_dim: 24"):
+        _check("qwen2", head_dim=24)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("gemma3_text", {"layer_types": ["full_attention"] * 4}),
+        ("cohere2", {"layer_types": ["sliding_attention"] * 4}),
+        ("exaone4", {"layer_types": ["full_attention"] * 4}),
+        ("olmo3", {"sliding_window": "absent"}),
+    ],
+)
+def test_windows_that_the_config_does_not_give_are_an_error(name, fields):
+    family, config = FAMILIES[name], _checkpoint(name).config
+    windows = list(family.windows(config, 4))
+    family.check_windows(config, windows)
+    with pytest.raises(ModelError, match="windows by layer"):
+        family.check_windows(config, [*windows[:-1], windows[-1] + 8])
+    with pytest.raises(ModelError, match="window"):
+        family.check_windows(_checkpoint(name, **fields).config, windows)
+
+
+def test_the_readme_has_the_table_that_the_command_prints():
+    printed = CliRunner().invoke(app, ["models", "--markdown"])
+    assert printed.exit_code == 0
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    written = readme.split("<!-- families -->\n")[1].split("<!-- /families -->")[0]
+    assert written == printed.stdout
+    assert all(f"| {name} | {family.module_name} |" in written for name, family in FAMILIES.items())
+    plain = CliRunner().invoke(app, ["models"]).stdout
+    assert all(name in plain for name in FAMILIES)

@@ -1,0 +1,153 @@
+"""Every listed family gives mlx-lm's numbers: bit for bit on the gather path, within 1e-4 of the
+largest logit on the native one, over at least 200 steps that mix chunks and decodes over scattered
+blocks of a pool full of NaN, with preemption, resumption, shared prefixes and two steps in flight.
+
+`families.json` has a tiny config for each, with that family's own fields. The oracle is a dense run
+of mlx-lm over what was generated: each token must be the one of the largest logit.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlxrt.core.model import GroupKind
+from mlxrt.models import FAMILIES
+
+CONFIGS = json.loads((Path(__file__).parent / "families.json").read_text())
+WINDOWED = ["cohere2", "exaone4", "gemma3_text", "gpt_oss", "llama", "olmo3"]
+STEPS_MIN = 200
+TOLERANCE = {"gather": 0.0, "native": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory, checkpoint_writer):
+    """Returns the folder of a family's tiny checkpoint; made once."""
+    folder = tmp_path_factory.mktemp("families")
+
+    def get(name: str) -> Path:
+        if not (folder / name).is_dir():
+            checkpoint_writer(folder / name, CONFIGS[name])
+        return folder / name
+
+    return get
+
+
+def test_all_are_compared():
+    assert sorted(CONFIGS) == sorted(FAMILIES)
+    assert len({family.module_name for family in FAMILIES.values()}) >= 20
+
+
+def _drive(scheduler, vocabulary_size: int) -> int:
+    rng = random.Random(7)
+
+    def prompt(low: int, high: int) -> list[int]:
+        return [rng.randrange(vocabulary_size) for _ in range(rng.randint(low, high))]
+
+    active, steps = [], 0
+    while steps < STEPS_MIN or active:
+        if steps < STEPS_MIN and len(active) < 4:
+            sources = [s for s in active if min(s.position, len(s.prompt)) >= 3]
+            if sources and not scheduler.leave and rng.random() < 0.4:
+                source = rng.choice(sources)
+                length = rng.randint(2, min(source.position, len(source.prompt)) - 1)
+                active.append(scheduler.share(source, length, prompt(1, 9), rng.randint(10, 30)))
+            else:
+                active.append(scheduler.add(prompt(1, 30), rng.randint(10, 50)))
+        chosen = [s for s in active if rng.random() < 0.9]
+        rng.shuffle(chosen)
+        if not chosen:
+            continue
+        scheduler.step(chosen, chunk=rng.choice((1, 3, 7)), logits=rng.random() < 0.1)
+        steps += 1
+        for sequence in [s for s in active if s.finished]:
+            active.remove(sequence)
+            scheduler.retire(sequence)
+        if active and rng.random() < 0.05:
+            scheduler.preempt(rng.choice(active))
+    while scheduler.waiting:
+        scheduler.read()
+    return steps
+
+
+def _compare(scheduler, oracle, path: str) -> None:
+    """Tokens and answered logits against dense runs."""
+    answered = 0
+    for sequence in scheduler.sequences:
+        dense = oracle.logits(sequence.tokens)
+        allowed = TOLERANCE[path] * np.abs(dense).max()
+        rows = dense[len(sequence.prompt) - 1 : -1]
+        chosen = np.take_along_axis(
+            rows, np.array(sequence.tokens)[len(sequence.prompt) :, None], 1
+        )
+        assert (rows.max(1) - chosen[:, 0] <= allowed).all()
+        if path == "gather":
+            assert (rows.argmax(1) == sequence.tokens[len(sequence.prompt) :]).all()
+        for known, logits in sequence.logits.items():
+            answered += 1
+            assert np.abs(np.frombuffer(logits, "<f4") - dense[known - 1]).max() <= allowed
+    assert answered >= 10
+
+
+@pytest.mark.parametrize("path", ["gather", "native"])
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_tokens_and_logits(name, path, folder_of, start_engine, make_scheduler, make_oracle):
+    folder = folder_of(name)
+    running = start_engine(folder, attention=path, num_blocks=150)
+    scheduler = make_scheduler(running, seed=3)
+    steps = _drive(scheduler, running.facts.vocabulary_size)
+    counters = running.engine.counters()
+    layers = sum(len(group.layer_indices) for group in running.facts.groups)
+    attended = {"native": counters.attend_native, "gather": counters.attend_gather}
+    assert attended.pop(path) == layers * steps
+    assert set(attended.values()) == {0}
+    assert steps >= STEPS_MIN
+    for event in ("shared", "preempted", "recycled", "mixed", "decode", "chunk"):
+        assert scheduler.seen[event] >= 3, event
+    _compare(scheduler, make_oracle(folder), path)
+
+
+@pytest.mark.parametrize("path", ["gather", "native"])
+@pytest.mark.parametrize("name", WINDOWED)
+def test_blocks_that_left_the_window_are_given_back(
+    name, path, folder_of, start_engine, make_scheduler, make_oracle
+):
+    """On a sequence 20 windows long; the blocks go to the other sequence meanwhile."""
+    folder = folder_of(name)
+    running = start_engine(folder, attention=path, num_blocks=220)
+    groups = running.facts.groups
+    assert [group.kind for group in groups] == [GroupKind.FULL, GroupKind.WINDOW]
+    window, size = groups[1].window, running.facts.block_size
+    assert window == CONFIGS[name]["sliding_window"]
+    tokens = {}
+    for leave in (False, True):
+        scheduler = make_scheduler(running, seed=5, leave=leave)
+        scheduler.ticket = 1000 * leave
+        for sequence in ([9, 8, 7], list(range(1, 40))):
+            scheduler.add(sequence, 20 * window - len(sequence)).handle += 10 * leave
+        while pending := [s for s in scheduler.sequences if not s.finished]:
+            scheduler.step(pending, chunk=5)
+        while scheduler.waiting:
+            scheduler.read()
+        tokens[leave] = [s.tokens for s in scheduler.sequences]
+        for sequence in scheduler.sequences:
+            scheduler.retire(sequence)
+        scheduler.submit([])
+        scheduler.waiting.clear()
+        running.outcome()
+        bound = 2 * (-(-(window + 5) // size) + 2)
+        assert (scheduler.used_max[1] <= bound) == leave
+        assert scheduler.used_max[0] == 2 * (20 * window // size)
+        assert (scheduler.seen["left"] > 2 * 18 * window // size) == leave
+    assert tokens[True] == tokens[False]
+    assert len(tokens[True][0]) == 20 * window
+    dense = make_oracle(folder)
+    for text, start in zip(tokens[True], (3, 39), strict=True):
+        logits = dense.logits(text)
+        rows = logits[start - 1 : -1]
+        chosen = np.take_along_axis(rows, np.array(text)[start:, None], 1)[:, 0]
+        assert (rows.max(1) - chosen <= TOLERANCE[path] * np.abs(logits).max()).all()
