@@ -278,6 +278,7 @@ async def serve(
     progress: Progress = _log_progress,
     on_listening: Callable[[str], None] | None = None,
     handle_signals: bool = True,
+    prepare: Callable[[Server], None] | None = None,
 ) -> ExitCode:
     """Serves until SIGTERM or SIGINT has drained it or the device is lost; answers the exit code.
 
@@ -285,12 +286,15 @@ async def serve(
         progress: hears how loading goes.
         on_listening: hears the address once calls are answered (loading may go on).
         handle_signals: take SIGTERM and SIGINT for the drain; a second one ends its waiting.
+        prepare: called with the server before it starts; mlxrt.testing has a use for it.
 
     Raises:
         ConfigError: the address can't be bound. Exit code 2.
     """
     server = Server(settings, engine, progress)
     server.lifecycle.subscribe(_tune_when_serving)
+    if prepare is not None:
+        prepare(server)
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT) if handle_signals else ()
     for number in signals:
@@ -311,10 +315,13 @@ def run_server(
     *,
     progress: Progress = _log_progress,
     on_listening: Callable[[str], None] | None = None,
+    prepare: Callable[[Server], None] | None = None,
 ) -> ExitCode:
     """`serve` on an event loop of its own: uvloop's where it is installed. Call from the main
     thread."""
-    serving = serve(settings, engine, progress=progress, on_listening=on_listening)
+    serving = serve(
+        settings, engine, progress=progress, on_listening=on_listening, prepare=prepare
+    )
     try:
         import uvloop
     except ImportError:

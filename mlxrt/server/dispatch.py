@@ -112,7 +112,20 @@ class Dispatcher:
             waiter = Waiter(step.step_number)
             waiter.resolve(answer.reply)
             return waiter, True
-        return self._waiters[answer.ticket], True  # type: ignore[union-attr]
+        ticket: int = answer.ticket  # type: ignore[union-attr]
+        # Nobody waits where a defect came between acceptance and its answer.
+        return self._waiters.setdefault(ticket, Waiter(step.step_number)), True
+
+    def examine(self) -> None:
+        """After a defect: goes on where the core's invariants hold, else gives everything up."""
+        if self._stopped:
+            return
+        try:
+            self._core.check_integrity()
+        except Exception as error:
+            self._on_defect(MlxrtError(Reason.DEVICE_LOST, defect("integrity", error).message))
+            return
+        self.pump()
 
     def was_accepted(self, session_id: str, step_number: int) -> bool:
         """Whether the session's step of this number was accepted, so that a call is a repeat."""
@@ -165,7 +178,7 @@ class Dispatcher:
         submitted_s = self._submitted_s.pop(outcome.ticket)
         waiter = self._waiters.get(outcome.ticket)
         if waiter is not None:
-            outcome.timings.queue_us = int((submitted_s - waiter.accepted_s) * 1e6)
+            outcome.timings.queue_us = max(0, int((submitted_s - waiter.accepted_s) * 1e6))
         for ticket, reply in self._core.finish(outcome, self._now_ms()):
             waiter = self._waiters.pop(ticket, None)
             if waiter is not None:

@@ -121,6 +121,7 @@ class ExecuteStream:
             answer = _refusal(error)
         except Exception as error:
             answer = _refusal(defect("Execute", error))
+            self._pipeline.examine()
         self._answers.append(answer)
         if isinstance(answer, bytes):
             self._wake()
@@ -144,7 +145,10 @@ class ExecuteStream:
                 if isinstance(head, Pending):
                     if head.waiter.reply is None:
                         break
-                    head = head.finish()
+                    try:
+                        head = head.finish()
+                    except Exception as error:
+                        return defect("Execute", error)
                 self._answers.popleft()
                 if self._reader_signal is not None and not self._reader_signal.done():
                     self._reader_signal.set_result(None)

@@ -40,11 +40,14 @@ class ExecutionService:
             "Prefill": lambda data: self._runtime().pipeline.run_prefill(data),
             "Decode": lambda data: self._runtime().pipeline.run_decode(data),
         }
-        handlers = {name: unary(name, run) for name, run in rpcs.items()}
+        handlers = {name: unary(name, run, self._examine) for name, run in rpcs.items()}
         handlers["Execute"] = execute_handler(lambda: self._runtime().pipeline, self._streams)
         handlers["ExportBlocks"] = server_stream("ExportBlocks", _refuse_export)
         handlers["ImportBlocks"] = refused_client_stream(unsupported("ImportBlocks"))
         return grpc.method_handlers_generic_handler(NAME, handlers)
+
+    def _examine(self) -> None:
+        self._runtime().dispatcher.examine()
 
     def allocate(self, data: bytes) -> bytes:
         """AllocateBlocks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
 
@@ -40,8 +41,16 @@ async def abort(context: Context, error: MlxrtError) -> NoReturn:
     raise AssertionError("abort does not return")
 
 
-def unary(name: str, run: Callable[[bytes], Awaitable[bytes] | bytes]) -> grpc.RpcMethodHandler:
-    """A unary rpc; `run` answers at once or by an awaitable, and raises MlxrtError to refuse."""
+def unary(
+    name: str,
+    run: Callable[[bytes], Awaitable[bytes] | bytes],
+    after_defect: Callable[[], None] | None = None,
+) -> grpc.RpcMethodHandler:
+    """A unary rpc; `run` answers at once or by an awaitable, and raises MlxrtError to refuse.
+
+    Args:
+        after_defect: called when `run` raised anything else, which the caller is told of after.
+    """
 
     async def behave(data: bytes, context: Context) -> bytes:
         try:
@@ -51,6 +60,9 @@ def unary(name: str, run: Callable[[bytes], Awaitable[bytes] | bytes]) -> grpc.R
             refusal = error
         except Exception as error:
             refusal = defect(name, error)
+            if after_defect is not None:
+                with contextlib.suppress(MlxrtError):  # no runtime any more, so nothing to examine
+                    after_defect()
         await abort(context, refusal)
 
     return grpc.unary_unary_rpc_method_handler(behave)

@@ -63,8 +63,12 @@ class SessionService:
             "CloseSession": self.close,
         }
         return grpc.method_handlers_generic_handler(
-            NAME, {name: unary(name, run) for name, run in rpcs.items()}
+            NAME,
+            {name: unary(name, run, self._examine) for name, run in rpcs.items()},
         )
+
+    def _examine(self) -> None:
+        self._runtime().dispatcher.examine()
 
     def open(self, data: bytes) -> bytes:
         """OpenSession."""

@@ -15,6 +15,8 @@ from typing import IO, Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from mlxrt.testing.faults import FaultSpec
+
 
 class ServerProcess:
     """`mlxrt serve` on a unix socket of its own; a context manager that waits until it serves.
@@ -24,15 +26,25 @@ class ServerProcess:
         process: the process, once entered.
     """
 
-    def __init__(self, arguments: Sequence[str] = (), *, start_timeout_s: float = 120.0) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str] = (),
+        *,
+        start_timeout_s: float = 120.0,
+        address: str | None = None,
+        faults: Sequence[FaultSpec] = (),
+    ) -> None:
         """Prepares the process.
 
         Args:
             arguments: of `mlxrt serve`, without `--address`.
             start_timeout_s: longest wait for it to serve.
+            address: where to listen; None for a unix socket of its own.
+            faults: what shall go wrong in it.
         """
         self._folder = tempfile.TemporaryDirectory(prefix="mlxrt-")
-        self.address = f"unix:{self._folder.name}/server.sock"
+        self.address = address or f"unix:{self._folder.name}/server.sock"
+        self._faults = faults
         self._log_path = Path(self._folder.name, "server.log")
         self._arguments = list(arguments)
         self._start_timeout_s = start_timeout_s
@@ -44,7 +56,11 @@ class ServerProcess:
         return self._log_path.read_text(errors="replace") if self._log_path.exists() else ""
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-P", "-m", "mlxrt", "serve", "--address", self.address]
+        command = [sys.executable, "-P", "-m", "mlxrt"]
+        if self._faults:
+            command[-1] = "mlxrt.testing.faulty_serve"
+            command += [f"--fault={spec}" for spec in self._faults]
+        command += ["serve", "--address", self.address]
         with self._log_path.open("wb") as log:
             self.process = self._start(command + self._arguments, log)
         try:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from mlxrt.config import Settings, load_settings
 from mlxrt.engine.base import Engine
 from mlxrt.exit_code import ExitCode
 from mlxrt.server.app import Server
 from mlxrt.server.lifecycle import ServerState
+from mlxrt.server.runtime import Runtime
 from mlxrt.testing.fake_engine import FakeEngine
+from mlxrt.testing.fault_points import instrument
+from mlxrt.testing.faults import Faults
+
+T = TypeVar("T")
 
 DEFAULTS: dict[str, Any] = {"address": "127.0.0.1:0", "drain_seconds": 0.0}
 """Settings unless others are given: a free port, and no waiting for sessions left open."""
@@ -32,13 +38,19 @@ class ServerThread:
     """
 
     def __init__(
-        self, engine: Engine | None = None, *, start_timeout_s: float = 60.0, **settings: Any
+        self,
+        engine: Engine | None = None,
+        *,
+        start_timeout_s: float = 60.0,
+        faults: Faults | None = None,
+        **settings: Any,
     ) -> None:
         """Prepares the server.
 
         Args:
             engine: not started yet; None for a FakeEngine of the default size.
             start_timeout_s: longest wait for it to serve.
+            faults: what shall go wrong in it.
             settings: of mlxrt.config.Settings, over DEFAULTS.
         """
         self.engine: Engine = engine if engine is not None else FakeEngine()
@@ -46,6 +58,7 @@ class ServerThread:
         self.exit_code: ExitCode | None = None
         self._settings: Settings = load_settings(**{**DEFAULTS, **settings})
         self._start_timeout_s = start_timeout_s
+        self._faults = faults
         self._serving = threading.Event()
         self._failed = False
         self._error: BaseException | None = None
@@ -77,6 +90,17 @@ class ServerThread:
                 self._loop.call_soon_threadsafe(self._server.drain)
         self._thread.join()
 
+    def on_loop(self, function: Callable[[Runtime], T]) -> T:
+        """`function` of the server's runtime, on its event loop: the way to look at the core."""
+        assert self._loop is not None and self._server is not None
+        runtime = self._server.runtime
+        assert runtime is not None, "the model is not loaded"
+
+        async def look() -> T:
+            return function(runtime)
+
+        return asyncio.run_coroutine_threadsafe(look(), self._loop).result(30)
+
     def _run(self) -> None:
         try:
             self.exit_code = asyncio.run(self._serve())
@@ -88,6 +112,8 @@ class ServerThread:
     async def _serve(self) -> ExitCode:
         self._loop = asyncio.get_running_loop()
         self._server = Server(self._settings, self.engine)
+        if self._faults is not None:
+            instrument(self._server, self.engine, self._faults)
         self._server.lifecycle.subscribe(self._on_state)
         await self._server.start()
         self.address = self._server.address
