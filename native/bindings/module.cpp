@@ -5,7 +5,7 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
-#include "kernels/dispatch.h"
+#include "simd/dispatch.h"
 #include "mlx/version.h"
 #include "mlxrt/bandwidth.h"
 #include "mlxrt/copy_blocks.h"

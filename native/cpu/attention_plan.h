@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "cpu/int_vector.h"
-#include "kernels/attention.h"
+#include "simd/attention.h"
 
 namespace mlxrt::cpu {
 

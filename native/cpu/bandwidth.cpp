@@ -8,7 +8,7 @@
 #include <memory>
 #include <stdexcept>
 
-#include "kernels/dispatch.h"
+#include "simd/dispatch.h"
 #include "mlxrt/thread_pool.h"
 
 namespace mlxrt {

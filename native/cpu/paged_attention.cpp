@@ -5,8 +5,8 @@
 #include <new>
 
 #include "cpu/attention_plan.h"
-#include "kernels/dispatch.h"
-#include "kernels/rows.h"
+#include "simd/dispatch.h"
+#include "simd/rows.h"
 #include "mlx/backend/cpu/encoder.h"
 #include "mlxrt/counters.h"
 #include "mlxrt/thread_pool.h"

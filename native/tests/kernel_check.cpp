@@ -7,8 +7,8 @@
 #include <random>
 #include <vector>
 
-#include "kernels/attention.h"
-#include "kernels/rows.h"
+#include "simd/attention.h"
+#include "simd/rows.h"
 
 #ifndef KERNEL_SET
 #define KERNEL_SET generic_kernels

@@ -7,7 +7,7 @@
 #include <thread>
 #include <vector>
 
-#include "kernels/attention.h"
+#include "simd/attention.h"
 #include "mlxrt/thread_pool.h"
 
 using namespace mlxrt;

@@ -68,7 +68,7 @@ def run(program: Path) -> subprocess.CompletedProcess[str]:
 
 def kernel_check(level: str, output: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     """Builds and runs the kernel check for one kernel set under ASan and UBSan."""
-    sources = ["tests/kernel_check.cpp", "kernels/rows.cpp", f"kernels/attention_{level}.cpp"]
+    sources = ["tests/kernel_check.cpp", "simd/rows.cpp", f"simd/attention_{level}.cpp"]
     wanted = [f"-DKERNEL_SET={level}_kernels", *KERNEL_FLAGS[level], *flags]
     compile_with(ASAN, output, sources, *wanted)
     return run(output)
@@ -77,8 +77,8 @@ def kernel_check(level: str, output: Path, *flags: str) -> subprocess.CompletedP
 def thread_check(output: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     """Builds and runs the thread check under TSan."""
     sources = [
-        "tests/thread_check.cpp", "src/thread_pool.cpp", "kernels/rows.cpp",
-        "kernels/attention_generic.cpp",
+        "tests/thread_check.cpp", "src/thread_pool.cpp", "simd/rows.cpp",
+        "simd/attention_generic.cpp",
     ]  # fmt: skip
     compile_with(TSAN, output, sources, *flags)
     return run(output)

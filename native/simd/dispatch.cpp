@@ -1,4 +1,4 @@
-#include "kernels/dispatch.h"
+#include "simd/dispatch.h"
 
 #include <atomic>
 #include <stdexcept>

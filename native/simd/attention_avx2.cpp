@@ -1,6 +1,6 @@
-#include "kernels/simd_avx2.h"
+#include "simd/simd_avx2.h"
 // The vector type comes first: the kernel is written in terms of it.
-#include "kernels/attention_kernel.h"
+#include "simd/attention_kernel.h"
 
 namespace mlxrt::kernels {
 

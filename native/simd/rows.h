@@ -2,7 +2,7 @@
 
 #include <stdint.h>
 
-#include "kernels/attention.h"
+#include "simd/attention.h"
 
 namespace mlxrt::kernels {
 

@@ -11,7 +11,7 @@
 
 #include <string.h>
 
-#include "kernels/attention.h"
+#include "simd/attention.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-#include "kernels/rows.h"
+#include "simd/rows.h"
 
 #include <math.h>
 #include <string.h>

@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/attention.h"
+#include "simd/attention.h"
 
 namespace mlxrt::kernels {
 
