@@ -1,0 +1,56 @@
+// Which kernels an op launches, and how: plain C++ for every host and for the emulator.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/gpu/params.h"
+#include "kernels/gpu/specialisation.h"
+
+namespace mlxrt::gpu {
+
+struct Grid {
+  int x = 1;
+  int y = 1;
+  int z = 1;
+};
+
+// A call of paged_attention as its arguments' shapes describe it.
+struct AttentionShape {
+  int element;           // as ELEMENT in element.h: of q and of the pools
+  int head_dim;          // of queries, keys and values
+  int num_q_heads;
+  int num_kv_heads;
+  int block_size;
+  int num_blocks;
+  int max_blocks;        // entries in a row of the tables
+  int num_sequences;
+  int num_rows;          // padding included
+  int most_rows = 0;     // of one sequence in this step; 0: not known
+  int window = 0;
+  bool has_sinks = false;
+  float scale = 1.0f;
+  float softcap = 0.0f;
+};
+
+// Threadgroups of THREADS threads. Partial results are needed if params.max_parts > 1: HEAD_DIM and 1
+// float32 for each of `partial_vectors`, and a merge: `merge_grid`, or `arrivals` zeroed counters.
+struct AttentionLaunch {
+  AttentionKey key;
+  AttentionParams params;
+  Grid grid;
+  Grid merge_grid;
+  int threadgroup_bytes;
+  int64_t partial_vectors;
+  int64_t arrivals;
+};
+
+// Why no kernel serves the call; empty if one does.
+std::string why_not(const AttentionShape& shape);
+
+// The launches of a call that kernels serve: sequences of one row, then the others. None depends on
+// another. Empty if there are no rows or no sequences.
+std::vector<AttentionLaunch> plan_attention(const AttentionShape& shape);
+
+} // namespace mlxrt::gpu

@@ -1,0 +1,36 @@
+// The numbers that kernels get beside their buffers, for hosts and kernels alike. 4-byte members.
+#pragma once
+
+struct AttentionParams {
+  int num_q_heads;
+  int num_kv_heads;
+  int group;          // query heads per KV head
+  int block_shift;    // log2 of the block size
+  int num_blocks;
+  int max_blocks;     // entries in a row of the tables
+  int num_sequences;
+  int num_rows;       // of q, padding included
+  int tile_rows;      // rows of a sequence that one threadgroup serves
+  int max_parts;      // parts of a context that scratch has room for
+  int window;         // positions that a row sees, itself included; 0: all
+  int has_sinks;
+  float scale;        // of a dot product; times log2(e) unless there is a soft-cap
+  float softcap;
+};
+
+struct WriteParams {
+  int key_vectors;    // 16-byte vectors in a row of keys
+  int value_vectors;
+  int num_slots;      // slots of the pools
+};
+
+struct CopyParams {
+  int block_vectors;  // 16-byte vectors in a block
+  int num_blocks;
+};
+
+// Positions in a part of a context: few enough to have work for every core, enough to be worth
+// merging. Depends on what the row itself sees and on nothing else, so neither do its bits.
+#define SMALLEST_PART 64
+#define LARGEST_PART 512
+#define WANTED_PARTS 16

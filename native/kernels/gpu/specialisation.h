@@ -1,0 +1,49 @@
+// What a kernel is compiled for. One list of fields gives the struct, the constants in the text and
+// the name of the kernel, which is also the key of a cache of pipelines: none can lack a field.
+#pragma once
+
+#include <string>
+
+namespace mlxrt::gpu {
+
+#define MLXRT_ATTENTION_FIELDS(FIELD) \
+  FIELD(element, ELEMENT)             \
+  FIELD(head_dim, HEAD_DIM)           \
+  FIELD(queries, QUERIES)             \
+  FIELD(chunk, CHUNK)                 \
+  FIELD(softcap, SOFTCAP)
+
+// Fields as in attention.h.
+struct AttentionKey {
+#define MLXRT_DECLARE(field, constant) int field = 0;
+  MLXRT_ATTENTION_FIELDS(MLXRT_DECLARE)
+#undef MLXRT_DECLARE
+
+  bool operator==(const AttentionKey&) const = default;
+
+  // "attention_element2_head_dim128_...": the kernel, and the key of its pipeline.
+  std::string name() const {
+    std::string text = "attention";
+#define MLXRT_NAME(field, constant) text += "_" #field + std::to_string(field);
+    MLXRT_ATTENTION_FIELDS(MLXRT_NAME)
+#undef MLXRT_NAME
+    return text;
+  }
+
+  // The kernel that merges the parts, where the dialect does not do it in place.
+  std::string merge_name() const {
+    return "merge_" + name();
+  }
+
+  // Lines that go before the text.
+  std::string constants() const {
+    std::string text;
+#define MLXRT_CONSTANT(field, constant) \
+  text += "#define " #constant " " + std::to_string(field) + "\n";
+    MLXRT_ATTENTION_FIELDS(MLXRT_CONSTANT)
+#undef MLXRT_CONSTANT
+    return text + "#define ENTRY " + name() + "\n#define MERGE_ENTRY " + merge_name() + "\n";
+  }
+};
+
+} // namespace mlxrt::gpu
