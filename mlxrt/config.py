@@ -63,6 +63,9 @@ class LimitSettings(BaseModel):
     max_logits_rows: int = Field(
         default=16, ge=0, le=4096, description="Rows of one step that answer logits. 0 to 4096."
     )
+    max_step_drafts: int = Field(
+        default=256, ge=0, le=1 << 16, description="Draft tokens of one step. 0 to 65536."
+    )
     max_sequences: int = Field(
         default=1024, ge=1, le=1 << 20, description="Sequences of one session. 1 to 1048576."
     )

@@ -63,6 +63,7 @@ class Reason(enum.Enum):
     MASK_EMPTY = (31, StatusCode.INVALID_ARGUMENT)
     INTERNAL_DEFECT = (32, StatusCode.INTERNAL)
     UNAUTHENTICATED_CALLER = (33, StatusCode.UNAUTHENTICATED)
+    POSITION_UNKNOWN = (34, StatusCode.FAILED_PRECONDITION)
 
     @property
     def number(self) -> int:

@@ -47,6 +47,7 @@ def make_engine(settings: Settings, *, poison_pool: bool = False) -> Engine:
             max_model_length=limits.max_model_length,
             max_step_rows=limits.max_step_rows,
             max_step_sequences=limits.max_step_sequences,
+            max_step_drafts=limits.max_step_drafts,
             max_logits_rows=limits.max_logits_rows,
             row_buckets=settings.row_buckets,
             poison_pool=poison_pool,

@@ -163,6 +163,7 @@ def _run_item(run: ItemRun, item: Item, plan: StepPlan, bounds: Bounds) -> None:
             item.token_ids if item.source is TokenSource.EXPLICIT else (),
             run.sample,
             run.return_logits,
+            run.draft_tokens,
         )
     )
     _advance(sequence, run.start, run.count, bounds)
@@ -172,7 +173,11 @@ def _run_item(run: ItemRun, item: Item, plan: StepPlan, bounds: Bounds) -> None:
     if run.sample:
         sequence.known += 1
         sequence.given = True
-    sequence.arm(bounds)
+    if run.draft_tokens:
+        sequence.unsettled = True
+        sequence.disarm()
+    else:
+        sequence.arm(bounds)
 
 
 def _advance(sequence: Sequence, start: int, count: int, bounds: Bounds) -> None:
@@ -191,8 +196,8 @@ def _advance(sequence: Sequence, start: int, count: int, bounds: Bounds) -> None
 def _write(draft: Draft, ticket: Ticket, sequences: Iterable[Sequence]) -> None:
     """Counts the writes of `sequences`."""
     wanted = set(sequences)
-    for sequence, block, lowest, end in draft.writes:
+    for sequence, block, lowest, end, base in draft.writes:
         if sequence in wanted:
-            write = Write(sequence, block, lowest, end)
+            write = Write(sequence, block, lowest, end, base)
             write.make()
             ticket.writes.append(write)

@@ -7,6 +7,7 @@ from array import array
 
 from mlxrt.core.bounds import Bounds
 from mlxrt.core.discard import fail_sequence
+from mlxrt.core.fill import redo, undo
 from mlxrt.core.sequence import Sequence
 from mlxrt.core.step import FAILED_TOKEN, ItemReply, SampledRow, StepOutcome, StepReply
 from mlxrt.core.ticket import ItemRun, Ticket
@@ -23,6 +24,9 @@ def malformed(ticket: Ticket, outcome: StepOutcome) -> MlxrtError | None:
     for entry, row in zip(plan.entries, outcome.entry_rows, strict=True):
         if entry.sample and row.token is None and row.failure is None:
             return MlxrtError(Reason.INTERNAL_DEFECT, "the engine sampled no token where it should")
+        accepted = [each.token for each in row.accepted]
+        if accepted != list(entry.draft_tokens[: len(accepted)]):
+            return MlxrtError(Reason.INTERNAL_DEFECT, "the engine accepted what was no draft")
     return None
 
 
@@ -105,11 +109,48 @@ def _commit_item(ticket: Ticket, run: ItemRun, outcome: StepOutcome, bounds: Bou
         sequence.committed_given = True
     if run.sample:
         assert row.token is not None
+        sequence.tokens.extend(run.draft_tokens[: len(row.accepted)])
         sequence.tokens.append(row.token)
         sequence.committed_given = True
+    position = run.position + len(row.accepted)
     if sequence not in ticket.superseded:
-        sequence.committed = run.position
-    return ItemReply(sequence.sequence_id, run.position, row)
+        sequence.committed = position
+    if run.draft_tokens:
+        _settle(ticket, sequence, len(row.accepted), position, bounds)
+    return ItemReply(sequence.sequence_id, position, row)
+
+
+def _settle(
+    ticket: Ticket, sequence: Sequence, accepted: int, position: int, bounds: Bounds
+) -> None:
+    """Brings what later steps planned for the sequence up to the drafts that were accepted."""
+    session = ticket.session
+    sequence.unsettled = False
+    stands = sequence not in ticket.superseded
+    if accepted:
+        later = [each for each in session.inflight if each.doomed is None]
+        undo(later, bounds)
+        for write in ticket.writes:
+            if write.sequence is sequence:
+                write.end = min(position - write.base, bounds.block_size)
+                write.make()
+        redo(later, bounds)
+        sequence.known += accepted
+        if stands:
+            sequence.planned += accepted
+        _move_items(later, sequence, accepted)
+    if stands and sequence.verified and session.sequences.get(sequence.sequence_id) is sequence:
+        sequence.arm(bounds)
+
+
+def _move_items(tickets: list[Ticket], sequence: Sequence, accepted: int) -> None:
+    """Corrects where table changes of later steps say that the sequence stands, up to one that
+    replaced the tables and with them the position.
+    """
+    for run in (run for ticket in tickets for run in ticket.items if run.sequence is sequence):
+        if run.position == 0:
+            return
+        run.position += accepted
 
 
 def _failed(sequence: Sequence) -> ItemReply:

@@ -60,6 +60,7 @@ def _sequence(sequence: Sequence) -> object:
         sequence.planned,
         sequence.known,
         sequence.given,
+        sequence.unsettled,
         repr(sequence.failure),
     )
 

@@ -41,7 +41,8 @@ class Draft:
         decodes: one per decode id; `checked_decodes` are the indices that did not take the plain
             path.
         items: one per item.
-        writes: `(sequence, block, lowest offset, end offset)` of all rows but plain decodes.
+        writes: `(sequence, block, lowest, end offset, position of offset 0)` of all rows but plain
+            decodes; rows of drafts don't count for the end.
         distrust: the step touches blocks on which other sequences' plain path or verified range may
             rest.
     """
@@ -73,7 +74,7 @@ class Draft:
         self.decodes: list[Sequence] = []
         self.checked_decodes: set[int] = set()
         self.items: list[ItemRun] = []
-        self.writes: list[tuple[Sequence, Block, int, int]] = []
+        self.writes: list[tuple[Sequence, Block, int, int, int]] = []
         self.distrust = False
 
     def sequence(self, sequence_id: int) -> Sequence | None:

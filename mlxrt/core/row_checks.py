@@ -40,6 +40,7 @@ def check_shape(item: Item, place: Place, bounds: Bounds) -> None:
             ("start_position", item.start_position is not None),
             ("sample", item.sample),
             ("return_logits", item.return_logits),
+            ("draft_token_ids", bool(item.draft_tokens)),
         ):
             if given:
                 raise field_invalid(place.field(name), "needs rows")
@@ -55,6 +56,17 @@ def check_shape(item: Item, place: Place, bounds: Bounds) -> None:
         check_tokens(item.token_ids, bounds, path)
     if item.source is TokenSource.LAST_SAMPLED and item.row_count != 1:
         raise field_invalid(place.field("row_count"), "last_sampled takes exactly one row")
+    if item.draft_tokens:
+        _check_drafts(item, place, bounds)
+
+
+def _check_drafts(item: Item, place: Place, bounds: Bounds) -> None:
+    path = place.field("draft_token_ids")
+    check_tokens(item.draft_tokens, bounds, path)
+    if not item.sample:
+        raise field_invalid(path, "drafts are verified by sampling: set sample")
+    if item.return_logits:
+        raise field_invalid(place.field("return_logits"), "not together with drafts")
 
 
 def check_item_rows(draft: Draft, run: ItemRun, item: Item, place: Place, bounds: Bounds) -> None:
@@ -65,6 +77,7 @@ def check_item_rows(draft: Draft, run: ItemRun, item: Item, place: Place, bounds
     run.position = stands
     if item.row_count == 0:
         return
+    _check_settled(sequence, place.field("row_count"))
     if item.start_position is None and change is not None and change.replaced:
         raise _misplaced(place.field("start_position"), "required where the tables are replaced")
     start = stands if item.start_position is None else item.start_position
@@ -90,14 +103,24 @@ def check_item_rows(draft: Draft, run: ItemRun, item: Item, place: Place, bounds
         _check_last_sampled(sequence, start, place.field("last_sampled"))
     if item.sample:
         _check_sample(end, known, place.field("sample"), bounds)
+    drafts = len(item.draft_tokens)
+    if drafts and known + drafts + 1 > bounds.max_length:
+        raise limit_exceeded(
+            "max_model_length",
+            bounds.max_length,
+            known + drafts + 1,
+            place.field("draft_token_ids"),
+        )
     run.start, run.count, run.position = start, item.row_count, end
     run.sample, run.return_logits = item.sample, item.return_logits
-    check_slots(draft, sequence, start, item.row_count, place, bounds)
+    run.draft_tokens = item.draft_tokens
+    check_slots(draft, sequence, start, item.row_count, place, bounds, drafts)
 
 
 def check_decode(draft: Draft, sequence: Sequence, place: Place, bounds: Bounds) -> None:
     """Checks a decode id that may not take the plain path."""
     start = sequence.planned
+    _check_settled(sequence, place.field(""))
     _check_last_sampled(sequence, start, place.field(""))
     _check_sample(start + 1, sequence.known, place.field(""), bounds)
     check_slots(draft, sequence, start, 1, place, bounds)
@@ -112,6 +135,16 @@ def _check_last_sampled(sequence: Sequence, start: int, path: str) -> None:
         )
 
 
+def _check_settled(sequence: Sequence, path: str) -> None:
+    if sequence.unsettled:
+        raise field_error(
+            Reason.POSITION_UNKNOWN,
+            path,
+            f"a step in flight verifies drafts of sequence {sequence.sequence_id}: wait for its "
+            "answer",
+        )
+
+
 def _check_sample(end: int, known: int, path: str, bounds: Bounds) -> None:
     if end != known:
         raise _misplaced(path, f"the rows end at {end}, before the last of {known} known tokens")
@@ -120,9 +153,17 @@ def _check_sample(end: int, known: int, path: str, bounds: Bounds) -> None:
 
 
 def check_slots(
-    draft: Draft, sequence: Sequence, start: int, count: int, place: Place, bounds: Bounds
+    draft: Draft,
+    sequence: Sequence,
+    start: int,
+    count: int,
+    place: Place,
+    bounds: Bounds,
+    draft_count: int = 0,
 ) -> None:
-    """Checks every slot that the rows read or write, and puts the writes into the draft."""
+    """Checks every slot that the rows read or write, `draft_count` more among them, and puts the
+    writes into the draft.
+    """
     change = draft.changes.get(sequence)
     changed = change is not None and (change.replaced or change.pierced)
     trusted = sequence.verified and not changed and not draft.distrust and start <= sequence.planned
@@ -130,7 +171,13 @@ def check_slots(
         first = bounds.first_read(group, start)
         if first < start and not (trusted and sequence.checked_from[group] <= first):
             _check_reads(draft, table, group, first, start, place, bounds.block_size)
-        _check_writes(draft, sequence, table, group, start, start + count, place, bounds.block_size)
+        end = start + count
+        blocks = _check_writes(
+            draft, table, group, start, end + draft_count, place, bounds.block_size
+        )
+        for base, block in blocks:
+            written = min(end - base, bounds.block_size)
+            draft.writes.append((sequence, block, max(start - base, 0), written, base))
 
 
 def _check_reads(
@@ -156,15 +203,17 @@ def _check_reads(
 
 def _check_writes(
     draft: Draft,
-    sequence: Sequence,
     table: Table,
     group: int,
     start: int,
     end: int,
     place: Place,
     block_size: int,
-) -> None:
-    """The slots of positions `start` to `end - 1` must be this table's alone."""
+) -> list[tuple[int, Block]]:
+    """The slots of positions `start` to `end - 1` must be this table's alone; answers their blocks,
+    each with the position of its first slot.
+    """
+    blocks: list[tuple[int, Block]] = []
     for index in range(start // block_size, (end - 1) // block_size + 1):
         path = place.field("row_count")
         if index >= len(table):
@@ -174,8 +223,8 @@ def _check_writes(
             raise _hole(path, group, index, "write")
         if draft.ref_count(block) != 1:
             raise _shared(path, group, block)
-        base = index * block_size
-        draft.writes.append((sequence, block, max(start - base, 0), min(end - base, block_size)))
+        blocks.append((index * block_size, block))
+    return blocks
 
 
 def _misplaced(path: str, description: str) -> MlxrtError:

@@ -27,6 +27,8 @@ class Sequence:
         failure: set where only release is allowed.
         decode_limit: a plain decode at `planned` below this needs no check: `tails` are its blocks,
             named by no other table, filled exactly up to that position.
+        unsettled: whether an accepted step verifies drafts of it. `planned` and `known` are then
+            what they will be if none is accepted, and the sequence takes no rows.
         verified, checked_from: where `verified`, positions `checked_from[g]` to `planned - 1` were
             found computed and not holes in group g, and nothing has changed that since.
     """
@@ -48,6 +50,7 @@ class Sequence:
         "tables",
         "tails",
         "tokens",
+        "unsettled",
         "verified",
     )
 
@@ -75,6 +78,7 @@ class Sequence:
         self.failure: MlxrtError | None = None
         self.decode_limit = 0
         self.tails: tuple[Block, ...] = ()
+        self.unsettled = False
         self.verified = False
         self.checked_from = [0] * len(tables)
 
@@ -115,6 +119,7 @@ class Sequence:
         self.planned = self.committed
         self.known = len(self.tokens)
         self.given = self.committed_given
+        self.unsettled = False
         self.distrust()
 
     @property

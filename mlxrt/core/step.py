@@ -59,6 +59,7 @@ class Item:
     leading_holes: dict[int, int] | None = None
     sample: bool = False
     return_logits: bool = False
+    draft_tokens: Sequence[int] = ()
 
 
 @dataclass(slots=True)
@@ -123,6 +124,8 @@ class Entry:
         source: REGISTERED takes the tokens that the engine holds for those positions (some may
             still be on the device); EXPLICIT takes `token_ids`, which replace what was known from
             `start` on; LAST_SAMPLED is REGISTERED with one row.
+        draft_tokens: tokens to verify, one more row each behind the others. The engine holds of
+            them only those that it accepts.
     """
 
     handle: int
@@ -132,6 +135,7 @@ class Entry:
     token_ids: Sequence[int] = ()
     sample: bool = False
     return_logits: bool = False
+    draft_tokens: Sequence[int] = ()
 
 
 @dataclass(slots=True)
@@ -182,6 +186,8 @@ class SampledRow:
         rank: 1 + number of tokens more probable than the sampled one; 0 without `top`.
         logits: little-endian float32 bytes of the whole row; None where not asked for.
         failure: set where this row alone failed.
+        accepted: of an entry with drafts, the rows that drew the accepted ones; `token` comes after
+            them.
     """
 
     token: int | None = None
@@ -190,6 +196,7 @@ class SampledRow:
     rank: int = 0
     logits: bytes | None = None
     failure: MlxrtError | None = None
+    accepted: Sequence[SampledRow] = ()
 
 
 @dataclass(slots=True)

@@ -16,17 +16,23 @@ if TYPE_CHECKING:
 
 class Write:
     """Rows of a sequence in one block, at offsets `lowest` to `end - 1`; `filled` is what the block
-    had before.
+    had before. Rows of drafts lie at `end` and above and count once they are accepted.
+
+    Attributes:
+        base: position of the block's offset 0.
     """
 
-    __slots__ = ("block", "end", "filled", "lowest", "sequence")
+    __slots__ = ("base", "block", "end", "filled", "lowest", "sequence")
 
-    def __init__(self, sequence: Sequence, block: Block, lowest: int, end: int) -> None:
+    def __init__(
+        self, sequence: Sequence, block: Block, lowest: int, end: int, base: int = 0
+    ) -> None:
         """Rows that make() will count."""
         self.sequence = sequence
         self.block = block
         self.lowest = lowest
         self.end = end
+        self.base = base
         self.filled = 0
 
     def make(self, *, may_have_run: bool = False) -> None:
@@ -60,13 +66,15 @@ class ItemRun:
     Attributes:
         start, count: its rows.
         token_ids: explicit tokens; None where the rows take others.
-        position: where the sequence stands after the item.
+        draft_tokens: verified behind the rows; not in `count`.
+        position: where the sequence stands after the item, no draft accepted.
         entry_index: index into the plan's entries; None without rows or while the sequence has
             failed.
     """
 
     __slots__ = (
         "count",
+        "draft_tokens",
         "entry_index",
         "position",
         "return_logits",
@@ -82,6 +90,7 @@ class ItemRun:
         self.start = 0
         self.count = 0
         self.token_ids: Row[int] | None = None
+        self.draft_tokens: Row[int] = ()
         self.sample = False
         self.return_logits = False
         self.position = 0

@@ -51,7 +51,10 @@ def _check_limits(step: StepInput, bounds: Bounds) -> None:
     if step.items:
         path = "items"
         sequences += len(step.items)
-        rows += sum(item.row_count for item in step.items)
+        drafts = sum(len(item.draft_tokens) for item in step.items)
+        if drafts > limits.max_step_drafts:
+            raise limit_exceeded("max_step_drafts", limits.max_step_drafts, drafts, path)
+        rows += drafts + sum(item.row_count for item in step.items)
         logits = sum(item.return_logits for item in step.items)
         if logits > limits.max_logits_rows:
             raise limit_exceeded("max_logits_rows", limits.max_logits_rows, logits, path)

@@ -158,7 +158,7 @@ def _step_shape(
     hidden, intermediate = activation_widths(checkpoint)
     return StepShape(
         rows=max(config.max_step_rows, *buckets, 1),
-        selected_rows=min(config.max_step_sequences, config.max_step_rows),
+        selected_rows=min(config.max_step_sequences + config.max_step_drafts, config.max_step_rows),
         context=max_length,
         hidden=hidden,
         intermediate=intermediate,

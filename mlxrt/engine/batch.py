@@ -1,12 +1,12 @@
 """From a plan to the arrays of its step, in host memory.
 
-Symbols: S sequences with rows, T rows, Tb rows after padding, K selected rows (they sample, or
-answer logits).
+Symbols: S sequences with rows, T rows, Tb rows after padding, K selected rows (`Selection`).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +20,7 @@ from mlxrt.engine.mirrors import (
     SequenceMirrors,
     encode_pending,
 )
+from mlxrt.engine.selection import Selection
 
 
 @dataclass(slots=True)
@@ -29,34 +30,34 @@ class Batch:
     Attributes:
         handles: of the sequences, decode sequences first.
         lines: [S] their lines in the mirrors.
-        known: [S] number of tokens before the next one, `start + count`.
+        ends: [S] position behind the rows, those of drafts included.
         tokens: [Tb] int32; negative codes where the token is still on the device.
         groups: where the rows lie, by group.
         row_count: T.
+        selection: the rows that go through the head.
         selected_sequences: [K] index into S.
+        selected_positions: [K] position of the token that comes after the row.
         selected_rows: [K] index into T; None where all Tb rows are selected.
-        selection_of_entry: by entry of the plan, its index in K or -1.
-        logits_selections: the indices in K that answer logits.
         parity: tells this step's codes from those of the step before.
-        codes: what the sampled tokens stand as until they are read; one per `sampled_selections`.
-        sampled_selections: [k] the indices in K that sample.
-        pending: the mirrors' places of the sampled tokens.
-        overwrites: what explicit tokens replaced.
+        codes: what the sampled tokens stand as until they are read; one per `coded`.
+        coded: [k] `selection.coded`.
+        pending: the mirrors' places of those tokens.
+        overwrites: what explicit tokens and drafts replaced.
     """
 
     handles: list[int]
     lines: IndexArray
-    known: IndexArray
+    ends: IndexArray
     tokens: IntArray
     groups: list[HostRows]
     row_count: int
+    selection: Selection
     selected_sequences: IndexArray
+    selected_positions: IndexArray
     selected_rows: IntArray | None
-    selection_of_entry: list[int]
-    logits_selections: list[int]
     parity: int
     codes: IntArray
-    sampled_selections: IndexArray
+    coded: IndexArray
     pending: Overwrite
     overwrites: list[Overwrite] = field(default_factory=list)
 
@@ -91,8 +92,8 @@ def build_batch(
 ) -> Batch | None:
     """Lays out the rows of `plan`, whose changes are applied already; None where it has no rows.
 
-    Writes explicit tokens and the codes of the tokens to be sampled into the mirrors; `undo_batch`
-    takes both back.
+    Writes explicit tokens, drafts and the codes of the tokens to be sampled into the mirrors;
+    `undo_batch` takes all of it back.
     """
     entries = [entry for entry in plan.entries if entry.count]
     decode_count = len(plan.decode_handles)
@@ -103,14 +104,16 @@ def build_batch(
     starts = np.array([*plan.decode_starts, *(entry.start for entry in entries)], np.int64)
     counts = np.ones(len(handles), np.int64)
     if entries:
-        counts[decode_count:] = [entry.count for entry in entries]
-    known = starts + counts
-    mirrors.ensure_columns(int(known.max()) + 1)
-    overwrites = [
-        _write_explicit(entry, int(lines[decode_count + index]), mirrors)
-        for index, entry in enumerate(entries)
-        if entry.source is TokenSource.EXPLICIT
-    ]
+        counts[decode_count:] = [entry.count + len(entry.draft_tokens) for entry in entries]
+    ends = starts + counts
+    mirrors.ensure_columns(int(ends.max()) + 1)
+    overwrites: list[Overwrite] = []
+    for entry, line in zip(entries, lines[decode_count:].tolist(), strict=True):
+        if entry.source is TokenSource.EXPLICIT:
+            overwrites.append(_write(entry, line, entry.start, entry.token_ids, mirrors))
+        if entry.draft_tokens:
+            end = entry.start + entry.count
+            overwrites.append(_write(entry, line, end, entry.draft_tokens, mirrors))
     query_start = np.zeros(len(handles) + 1, np.int64)
     np.cumsum(counts, out=query_start[1:])
     row_count = int(query_start[-1])
@@ -119,33 +122,34 @@ def build_batch(
     bucket = padded(row_count, buckets)
     tokens = np.zeros(bucket, np.int32)
     tokens[:row_count] = mirrors.tokens[lines[owner], positions]
-    groups = _host_rows(mirrors, lines, owner, positions, query_start, known, block_size, bucket)
-    selection = _select(plan, entries, decode_count)
+    groups = _host_rows(mirrors, lines, owner, positions, query_start, ends, block_size, bucket)
+    selection = Selection.of(plan)
     selected_sequences = np.array(selection.sequences, np.int64)
-    sampled = np.array(selection.sampled, np.int64)
-    sampled_sequences = selected_sequences[sampled]
-    codes = encode_pending(sampled, parity)
+    backs = np.array(selection.backs, np.int64)
+    coded = np.array(selection.coded, np.int64)
+    coded_sequences = selected_sequences[coded]
+    codes = encode_pending(coded, parity)
     pending = mirrors.overwrite(
-        [handles[index] for index in sampled_sequences.tolist()],
-        lines[sampled_sequences],
-        known[sampled_sequences],
+        [handles[index] for index in coded_sequences.tolist()],
+        lines[coded_sequences],
+        ends[coded_sequences],
         codes,
     )
-    last_rows = query_start[1:][selected_sequences] - 1
+    selected_rows = query_start[1:][selected_sequences] - 1 - backs
     return Batch(
         handles=handles,
         lines=lines,
-        known=known,
+        ends=ends,
         tokens=tokens,
         groups=groups,
         row_count=row_count,
+        selection=selection,
         selected_sequences=selected_sequences,
-        selected_rows=None if len(last_rows) == bucket else last_rows.astype(np.int32),
-        selection_of_entry=selection.of_entry,
-        logits_selections=selection.logits,
+        selected_positions=ends[selected_sequences] - backs,
+        selected_rows=None if len(selected_rows) == bucket else selected_rows.astype(np.int32),
         parity=parity,
         codes=codes,
-        sampled_selections=sampled,
+        coded=coded,
         pending=pending,
         overwrites=overwrites,
     )
@@ -158,45 +162,15 @@ def undo_batch(batch: Batch, mirrors: SequenceMirrors) -> None:
         mirrors.undo(overwrite)
 
 
-@dataclass(slots=True)
-class _Selection:
-    """Which sequences are selected, which of the selected sample or answer logits, and where each
-    entry stands.
-    """
-
-    sequences: list[int]
-    sampled: list[int]
-    logits: list[int]
-    of_entry: list[int]
-
-
-def _select(plan: StepPlan, entries: list[Entry], decode_count: int) -> _Selection:
-    everyone = list(range(decode_count))
-    selection = _Selection(everyone, list(everyone), [], [])
-    sequence = decode_count
-    for entry in plan.entries:
-        if not entry.count:
-            selection.of_entry.append(-1)
-            continue
-        if entry.sample or entry.return_logits:
-            index = len(selection.sequences)
-            selection.of_entry.append(index)
-            selection.sequences.append(sequence)
-            if entry.sample:
-                selection.sampled.append(index)
-            if entry.return_logits:
-                selection.logits.append(index)
-        else:
-            selection.of_entry.append(-1)
-        sequence += 1
-    return selection
-
-
-def _write_explicit(entry: Entry, line: int, mirrors: SequenceMirrors) -> Overwrite:
-    positions = np.arange(entry.start, entry.start + entry.count, dtype=np.int64)
-    lines = np.full(entry.count, line, np.int64)
-    tokens = np.asarray(entry.token_ids, np.int32)
-    return mirrors.overwrite([entry.handle] * entry.count, lines, positions, tokens)
+def _write(
+    entry: Entry, line: int, start: int, token_ids: Sequence[int], mirrors: SequenceMirrors
+) -> Overwrite:
+    """Puts tokens of the entry's sequence into the mirrors, from position `start` on."""
+    count = len(token_ids)
+    positions = np.arange(start, start + count, dtype=np.int64)
+    lines = np.full(count, line, np.int64)
+    tokens = np.asarray(token_ids, np.int32)
+    return mirrors.overwrite([entry.handle] * count, lines, positions, tokens)
 
 
 def _host_rows(
@@ -205,17 +179,17 @@ def _host_rows(
     owner: IndexArray,
     positions: IndexArray,
     query_start: IndexArray,
-    known: IndexArray,
+    ends: IndexArray,
     block_size: int,
     bucket: int,
 ) -> list[HostRows]:
     """Where the rows lie, by group; the groups differ in slots and tables alone."""
-    width = -(-int(known.max()) // block_size)
+    width = -(-int(ends.max()) // block_size)
     count = len(positions)
     padded_positions = np.zeros(bucket, np.int32)
     padded_positions[:count] = positions
     row_lines, entries, offsets = lines[owner], positions // block_size, positions % block_size
-    starts, contexts = query_start.astype(np.int32), known.astype(np.int32)
+    starts, contexts = query_start.astype(np.int32), ends.astype(np.int32)
     groups = []
     for table in mirrors.tables:
         slots = np.full(bucket, -1, np.int64)

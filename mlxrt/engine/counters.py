@@ -15,6 +15,7 @@ class EngineCounters:
         padding_rows: rows added to reach a bucket.
         head_rows: rows that went through the head: those that sample or answer logits.
         async_evals: launches; one per step.
+        drafts, accepted_drafts: draft tokens verified, and how many of them were accepted.
         failed_steps: steps that failed whole.
         failed_sequences: sequences that failed alone.
         attend_native, attend_gather: attention calls of layers, by path.
@@ -26,6 +27,8 @@ class EngineCounters:
     padding_rows: int = 0
     head_rows: int = 0
     async_evals: int = 0
+    drafts: int = 0
+    accepted_drafts: int = 0
     failed_steps: int = 0
     failed_sequences: int = 0
     attend_native: int = 0

@@ -21,8 +21,8 @@ class EngineConfig:
         memory_fraction: share of the device's memory that weights, pool and steps may take, above
             0, to 1.
         max_model_length: positions of one sequence; the model's own length, where shorter, wins.
-        max_step_rows, max_step_sequences, max_logits_rows: the largest step, for the memory plan
-            and the warm-up.
+        max_step_rows, max_step_sequences, max_step_drafts, max_logits_rows: the largest step, for
+            the memory plan and the warm-up.
         row_buckets: ascending row counts that a forward is padded up to; a larger step is not
             padded. Empty for no padding; None for the device's default (none on a CPU).
         poison_pool: fill the pool with NaN at start, as tests do.
@@ -39,6 +39,7 @@ class EngineConfig:
     max_model_length: int = 4096
     max_step_rows: int = 2048
     max_step_sequences: int = 256
+    max_step_drafts: int = 256
     max_logits_rows: int = 16
     row_buckets: tuple[int, ...] | None = None
     poison_pool: bool = False

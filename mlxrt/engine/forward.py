@@ -135,8 +135,8 @@ class Forward:
             # The head is built, but nothing evaluates it.
             return StepGraph(None, None, self._witness())
         answered = None
-        if batch.logits_selections:
-            chosen = mx.array(np.array(batch.logits_selections, np.int32))
+        if batch.selection.logits:
+            chosen = mx.array(np.array(batch.selection.logits, np.int32))
             answered = logits[chosen].astype(mx.float32)
         return StepGraph(sample(logits, sampling, unread), answered, None)
 

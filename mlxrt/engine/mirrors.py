@@ -143,6 +143,12 @@ class SequenceMirrors:
         lines, positions = overwrite.lines[kept], overwrite.positions[kept]
         self.tokens[lines, positions] = overwrite.before[kept]
 
+    def put(self, handle: int, position: int, tokens: list[int]) -> None:
+        """Puts tokens of one sequence, from `position` on; an unknown sequence is no error."""
+        line = self._line_of.get(handle)
+        if line is not None:
+            self.tokens[line, position : position + len(tokens)] = tokens
+
     def resolve(self, overwrite: Overwrite, codes: IntArray, values: IntArray) -> None:
         """Replaces the codes that `overwrite` put there, where they still stand, by the tokens."""
         lines, positions = overwrite.lines, overwrite.positions

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxrt.core.step import Entry, SampledRow, StepOutcome
+from mlxrt.core.verification import verify
 from mlxrt.engine.flight import Flight
 
 
@@ -33,13 +34,17 @@ def outcome_of(
     outcome.bucket_row_count = batch.bucket_row_count
     answers: dict[int, NDArray[np.float32]] = {}
     if logits is not None:
-        answers = dict(zip(batch.logits_selections, logits, strict=True))
-    for entry, selection in zip(plan.entries, batch.selection_of_entry, strict=True):
-        if selection < 0:
+        answers = dict(zip(batch.selection.logits, logits, strict=True))
+    for entry, first in zip(plan.entries, batch.selection.of_entry, strict=True):
+        if first < 0:
             outcome.entry_rows.append(SampledRow())
             continue
-        row = details.get(selection, SampledRow(token=tokens[selection]))
-        outcome.entry_rows.append(_entry_row(entry, row, answers.get(selection)))
+        rows = [
+            details.get(k) or SampledRow(token=tokens[k])
+            for k in range(first, first + 1 + len(entry.draft_tokens))
+        ]
+        row = verify(entry.draft_tokens, rows)
+        outcome.entry_rows.append(_entry_row(entry, row, answers.get(first)))
     return outcome
 
 

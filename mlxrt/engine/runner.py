@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -189,19 +190,30 @@ class StepRunner:
         except Exception as error:
             self._recover(flight, "waiting for the step", error)
             return None
+        outcome = outcome_of(flight, tokens, details, logits)
         if batch is not None:
             self._resolve(batch, np.array(tokens, np.int32))
-        outcome = outcome_of(flight, tokens, details, logits)
+            self._keep_accepted(flight.plan, outcome)
         flight.timings.sample_us = microseconds_since(started_s)
         return outcome
 
     def _resolve(self, batch: Batch, tokens: np.ndarray[tuple[int], np.dtype[np.int32]]) -> None:
         """Puts the tokens that were read in the place of their codes."""
-        self._mirrors.resolve(batch.pending, batch.codes, tokens[batch.sampled_selections])
+        self._mirrors.resolve(batch.pending, batch.codes, tokens[batch.coded])
         for later in self.flights:
             if later.batch is not None:
                 for overwrite in (later.batch.pending, *later.batch.overwrites):
                     resolve_before(overwrite, batch.parity, tokens)
+
+    def _keep_accepted(self, plan: StepPlan, outcome: StepOutcome) -> None:
+        """Puts the tokens of sequences with drafts into the mirrors."""
+        for entry, row in zip(plan.entries, outcome.entry_rows, strict=True):
+            if entry.draft_tokens and row.token is not None:
+                accepted = list(entry.draft_tokens[: len(row.accepted)])
+                end = entry.start + entry.count
+                self._mirrors.put(entry.handle, end, [*accepted, row.token])
+                self.counters.drafts += len(entry.draft_tokens)
+                self.counters.accepted_drafts += len(accepted)
 
     def _sampling(self, batch: Batch | None) -> SamplingBatch | None:
         """The rules of the selected rows; None without any."""
@@ -210,24 +222,26 @@ class StepRunner:
         rows: list[SamplingRow | None] = [None] * len(batch.selected_sequences)
         rules = self._mirrors.sampling
         special = False
-        for index in batch.sampled_selections.tolist():
-            sequence = int(batch.selected_sequences[index])
+        for index in batch.selection.sampled:
+            sequence = batch.selection.sequences[index]
             row = rules[batch.lines[sequence]]
             if row is not None:
                 special = True
-                rows[index] = self._at_step(row, batch, sequence)
+                if batch.selection.backs[index]:
+                    row = replace(row)  # the sequence has several rows
+                rows[index] = self._at_step(row, batch, index)
         if not special:
             return SamplingBatch.greedy(len(rows))
         return SamplingBatch.build(rows, self._vocabulary_size)
 
-    def _at_step(self, row: SamplingRow, batch: Batch, sequence: int) -> SamplingRow:
-        """Brings a sequence's sampling row up to its position."""
-        known = int(batch.known[sequence])
-        row.position = known
+    def _at_step(self, row: SamplingRow, batch: Batch, selected: int) -> SamplingRow:
+        """Brings a sequence's sampling row up to a selected row's position."""
+        position = int(batch.selected_positions[selected])
+        row.position = position
         if row.sampling.penalised:
-            line = batch.lines[sequence]
+            line = batch.lines[batch.selection.sequences[selected]]
             first = int(self._mirrors.prompt_length[line])
-            generated = self._mirrors.tokens[line, first:known]
+            generated = self._mirrors.tokens[line, first:position]
             coded = generated < 0
             row.generated = generated[~coded]
             row.pending = decode_pending(generated[coded], 1 - batch.parity).tolist()

@@ -54,6 +54,8 @@ class StepDecoder:
         message.ClearField("session")
         if message.defer_sampling:
             raise unsupported("defer_sampling")
+        if message.masks:
+            raise unsupported("masks")
         decode_ids = message.decode_sequence_ids
         items = message.items
         plain = not (
@@ -101,9 +103,15 @@ class StepDecoder:
             maximum = getattr(limits, limit)
             if count > maximum:
                 raise limit_exceeded(limit, maximum, count, path)
-        rows, logits_rows = len(message.decode_sequence_ids), 0
+        rows, drafts, logits_rows = len(message.decode_sequence_ids), 0, 0
         for index, item in enumerate(message.items):
-            rows += item.row_count
+            drafts += len(item.draft_token_ids)
+            if drafts > limits.max_step_drafts:
+                raise limit_exceeded(
+                    "max_step_drafts", limits.max_step_drafts, drafts,
+                    f"items[{index}].draft_token_ids",
+                )  # fmt: skip
+            rows += item.row_count + len(item.draft_token_ids)
             if rows > limits.max_step_rows:
                 raise limit_exceeded(
                     "max_step_rows", limits.max_step_rows, rows, f"items[{index}].row_count"
@@ -144,8 +152,6 @@ class StepDecoder:
         )
 
     def _item(self, message: step_pb2.StepItem, path: str) -> Item:
-        if message.draft_token_ids:
-            raise unsupported(f"{path}.draft_token_ids")
         if message.return_hidden_state:
             raise unsupported(f"{path}.return_hidden_state")
         source = _SOURCES[message.WhichOneof("tokens")]
@@ -153,6 +159,8 @@ class StepDecoder:
             raise field_invalid(f"{path}.tokens", "set if and only if there are rows")
         item = Item(message.sequence_id, message.row_count, source=source, sample=message.sample)
         item.return_logits = message.return_logits
+        if message.draft_token_ids:
+            item.draft_tokens = message.draft_token_ids[:]
         if message.HasField("start_position"):
             item.start_position = message.start_position
         if source is TokenSource.EXPLICIT:

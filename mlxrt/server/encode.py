@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mlxrt_client.v1 import block_pb2, step_pb2, tensor_pb2
 
-from mlxrt.core.step import ItemReply, StepReply
+from mlxrt.core.step import ItemReply, SampledRow, StepReply
 from mlxrt.server.errors import encode_error
 
 _UINT32_MAX = 0xFFFFFFFF
@@ -44,6 +44,17 @@ def _encode_result(message: step_pb2.SequenceResult, item: ItemReply) -> None:
     if row.failure is not None:
         message.error.CopyFrom(encode_error(row.failure))
         return
+    for accepted in row.accepted:
+        _encode_token(message, accepted)
+    message.accepted_draft_count = len(row.accepted)
+    _encode_token(message, row)
+    if row.logits is not None:
+        message.logits.data_type = tensor_pb2.DATA_TYPE_FLOAT32
+        message.logits.shape.append(len(row.logits) // _FLOAT32_BYTES)
+        message.logits.data = row.logits
+
+
+def _encode_token(message: step_pb2.SequenceResult, row: SampledRow) -> None:
     if row.token is not None:
         message.token_ids.append(row.token)
     if row.logprob is not None:
@@ -52,10 +63,6 @@ def _encode_result(message: step_pb2.SequenceResult, item: ItemReply) -> None:
         alternatives = message.top_logprobs.add(sampled_rank=row.rank)
         for token_id, logprob in row.top:
             alternatives.entries.add(token_id=token_id, logprob=logprob)
-    if row.logits is not None:
-        message.logits.data_type = tensor_pb2.DATA_TYPE_FLOAT32
-        message.logits.shape.append(len(row.logits) // _FLOAT32_BYTES)
-        message.logits.data = row.logits
 
 
 def encode_tables(tables: Mapping[int, Sequence[int]]) -> list[block_pb2.BlockTable]:

@@ -21,7 +21,7 @@ from mlxrt.server.lifecycle import Lifecycle
 from mlxrt.server.runtime import Runtime
 
 NAME = "mlxrt.v1.ModelService"
-FEATURES = ("logits", "logprobs")
+FEATURES = ("logits", "logprobs", "drafts")
 CHUNK_BYTES_MAX = 1024 * 1024
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",

@@ -21,6 +21,8 @@ _REPLY_SLACK_BYTES = 32 * 1024
 _RESULT_BYTES = 192
 """Most bytes of one sequence's part of a reply, a failure's message included, logprobs and logits
 left out."""
+_DRAFT_BYTES = 32
+"""Most bytes of one accepted draft's part of a reply, its alternatives left out."""
 _ALTERNATIVE_BYTES = 12
 """Most bytes of one entry of top logprobs."""
 _log = structlog.get_logger("mlxrt.server")
@@ -67,13 +69,19 @@ def limits_in_force(configured: Limits, facts: ModelFacts) -> Limits:
     # Half for the sequences, half for their alternatives; logits take what that leaves.
     half_bytes = message_bytes // 2
     sequences = min(configured.max_step_sequences, half_bytes // _RESULT_BYTES)
-    alternatives = min(configured.max_top_logprobs, half_bytes // (sequences * _ALTERNATIVE_BYTES))
-    kept_bytes = sequences * (_RESULT_BYTES + alternatives * _ALTERNATIVE_BYTES)
+    drafts = min(configured.max_step_drafts, half_bytes // 4 // _DRAFT_BYTES)
+    alternatives = min(
+        configured.max_top_logprobs,
+        (half_bytes - drafts * _DRAFT_BYTES) // ((sequences + drafts) * _ALTERNATIVE_BYTES),
+    )
+    kept_bytes = sequences * _RESULT_BYTES + drafts * _DRAFT_BYTES
+    kept_bytes += (sequences + drafts) * alternatives * _ALTERNATIVE_BYTES
     rest_bytes = message_bytes - max(kept_bytes, _REPLY_SLACK_BYTES)
     limits = replace(
         configured,
         max_model_length=min(configured.max_model_length, facts.max_model_length),
         max_step_sequences=sequences,
+        max_step_drafts=drafts,
         max_top_logprobs=alternatives,
         max_logits_rows=min(
             configured.max_logits_rows, rest_bytes // (facts.vocabulary_size * _LOGIT_BYTES)
@@ -81,7 +89,8 @@ def limits_in_force(configured: Limits, facts: ModelFacts) -> Limits:
     )
     if limits != configured:
         lowered = (
-            "max_model_length", "max_step_sequences", "max_top_logprobs", "max_logits_rows",
+            "max_model_length", "max_step_sequences", "max_step_drafts", "max_top_logprobs",
+            "max_logits_rows",
         )  # fmt: skip
         _log.info(
             "limits lowered for this model", **{name: getattr(limits, name) for name in lowered}

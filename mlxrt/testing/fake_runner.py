@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mlxrt.core.sampling import GREEDY, Sampling
 from mlxrt.core.step import Entry, SampledRow, StepOutcome, StepPlan, TokenSource
+from mlxrt.core.verification import verify
 from mlxrt.errors import MlxrtError, Reason
 from mlxrt.testing.fake_model import FakeModel
 from mlxrt.testing.fake_sampling import sample_row
@@ -65,7 +66,9 @@ class FakeRunner:
         if handles:
             self._decode(plan, lines, starts, outcome)
         outcome.entry_rows = [self._sample_entry(entry) for entry in plan.entries]
-        outcome.bucket_row_count = len(handles) + sum(entry.count for entry in plan.entries)
+        outcome.bucket_row_count = len(handles) + sum(
+            entry.count + len(entry.draft_tokens) for entry in plan.entries
+        )
         return outcome
 
     def _apply(self, plan: StepPlan) -> None:
@@ -113,6 +116,10 @@ class FakeRunner:
         line, end = self._line[entry.handle], entry.start + entry.count
         if entry.source is TokenSource.EXPLICIT:
             self._tokens[line, entry.start : end] = entry.token_ids
+        if entry.draft_tokens:
+            drafts_end = end + len(entry.draft_tokens)
+            self._tokens[line, end:drafts_end] = entry.draft_tokens
+            end = drafts_end
         self._write(line, np.arange(entry.start, end), self._tokens[line, entry.start : end])
 
     def _decode(
@@ -144,9 +151,14 @@ class FakeRunner:
         if entry.count == 0 or not (entry.sample or entry.return_logits):
             return SampledRow()
         line, length = self._line[entry.handle], entry.start + entry.count
-        tables = [table[line : line + 1] for table in self._tables]
-        tokens, poisoned = self._model.next_tokens(tables, np.array([length]))
-        row = self._row(entry.handle, length, int(tokens[0]), bool(poisoned[0]))
+        count = 1 + len(entry.draft_tokens)
+        tables = [np.repeat(table[line : line + 1], count, axis=0) for table in self._tables]
+        tokens, poisoned = self._model.next_tokens(tables, np.arange(length, length + count))
+        rows = [
+            self._row(entry.handle, length + i, int(tokens[i]), bool(poisoned[i]))
+            for i in range(count)
+        ]
+        row = verify(entry.draft_tokens, rows)
         if row.failure is not None:
             return row
         if entry.return_logits:
@@ -154,7 +166,8 @@ class FakeRunner:
         if not entry.sample:
             return SampledRow(logits=row.logits)
         assert row.token is not None
-        self._tokens[line, length] = row.token
+        # The tokens of accepted drafts stand there already.
+        self._tokens[line, length + len(row.accepted)] = row.token
         return row
 
     def _row(self, handle: int, length: int, greedy: int, poisoned: bool) -> SampledRow:

@@ -14,8 +14,8 @@ from mlxrt.testing import FakeEngine
 
 LIMITS = {
     "max_inflight_steps": 3, "max_step_rows": 12, "max_step_sequences": 4, "max_step_copies": 3,
-    "max_logits_rows": 2, "max_sequences": 5, "max_model_length": 20, "max_sessions": 2,
-    "max_logit_bias": 4, "max_top_logprobs": 5, "max_message_bytes": 1 << 16,
+    "max_logits_rows": 2, "max_step_drafts": 3, "max_sequences": 5, "max_model_length": 20,
+    "max_sessions": 2, "max_logit_bias": 4, "max_top_logprobs": 5, "max_message_bytes": 1 << 16,
     "min_lease_ttl_ms": 2_000, "max_lease_ttl_ms": 50_000, "default_lease_ttl_ms": 20_000,
 }  # fmt: skip
 
@@ -103,6 +103,20 @@ def test_max_logits_rows(limited: Any) -> None:
     fields["items"][2].return_logits = False
     reply = session.step(**fields)
     assert [bool(r.logits.data) for r in reply.results] == [True, True, False]
+
+
+def test_max_step_drafts(limited: Any) -> None:
+    session = limited.open()
+    for index in (1, 2):
+        session.start(index, [7, index])
+    first, second = (
+        {"sequence_id": i, "row_count": 1, "last_sampled": {}, "sample": True} for i in (1, 2)
+    )
+    items = [{**first, "draft_token_ids": [1, 2]}, {**second, "draft_token_ids": [3, 4]}]
+    past = session.request(step_number=3, items=items)
+    refused_past(limited, "Step", past, "max_step_drafts", 4)
+    items[1]["draft_token_ids"] = [3]
+    assert session.step(items=items).bucket_row_count == 5
 
 
 def test_max_sequences(limited: Any) -> None:
@@ -225,13 +239,13 @@ def test_request_ids_and_names(limited: Any) -> None:
 
 LATER_IN_A_STEP: dict[str, dict[str, Any]] = {
     "defer_sampling": {"defer_sampling": True},
+    "masks": {"masks": [{"sequence_id": 1}]},
     "new_sequences[0].adapter_id": {"new_sequences": [{**new(1)[0], "adapter_id": "a"}]},
     "new_sequences[0].state_slot_id": {"new_sequences": [{**new(1)[0], "state_slot_id": 1}]},
     "new_sequences[0].input_embeddings": {"new_sequences": [{**new(1)[0], "input_embeddings": {}}]},
     "new_sequences[0].prompt_top_logprobs": {
         "new_sequences": [{**new(1)[0], "prompt_top_logprobs": 0}]
     },
-    "items[0].draft_token_ids": {"items": [{"sequence_id": 1, "draft_token_ids": [1]}]},
     "items[0].return_hidden_state": {"items": [{"sequence_id": 1, "return_hidden_state": True}]},
 }
 

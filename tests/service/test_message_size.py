@@ -69,24 +69,33 @@ def test_blocks_that_no_message_names_are_not_leased(launch: Callable[..., Any])
 def test_the_largest_answer_to_a_step_fits(launch: Callable[..., Any]) -> None:
     vocabulary = 3900  # so that two rows of logits leave next to nothing of a message
     server = launch(
-        FakeEngine(vocabulary_size=vocabulary, num_blocks=128, block_size=4),
+        FakeEngine(vocabulary_size=vocabulary, num_blocks=256, block_size=4),
         limits={
             "max_message_bytes": MESSAGE_BYTES, "max_step_sequences": 100, "max_top_logprobs": 200,
         },
     )  # fmt: skip
     limits = server.server.runtime.limits
-    assert limits.max_top_logprobs > 0
+    assert limits.max_top_logprobs > 0 and limits.max_step_drafts > 50
     session = server.open()
     blocks = session.allocate(100)
+    # The last sequence's drafts are all accepted, each with its alternatives.
+    drafts: list[int] = []
+    while len(drafts) < limits.max_step_drafts:
+        drafts.append(server.engine.expected_token([3, *drafts]))
+    room = session.allocate(-(-len(drafts) // 4))
     fields: dict[str, list[Any]] = {"new_sequences": [], "items": []}
     for index, block in enumerate(blocks):
         one = session.prefill_fields(
             (1 << 64) - 1 - index, [3], [block], top_logprobs=limits.max_top_logprobs
         )
         one["items"][0].return_logits = index < limits.max_logits_rows
+        if index == 99:
+            one["items"][0].draft_token_ids.extend(drafts)
+            one["new_sequences"][0].tables[0].block_ids.extend(room)
         for name in fields:
             fields[name] += one[name]
     reply = session.step(**fields)
+    assert reply.results[99].accepted_draft_count == len(drafts)
     assert len(reply.results[99].top_logprobs[0].entries) == limits.max_top_logprobs
     assert reply.ByteSize() <= MESSAGE_BYTES
     assert server.call("Step", session.request(step_number=1, **fields)).replayed

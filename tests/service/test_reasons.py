@@ -193,6 +193,22 @@ def predecessor_failed(launch: Launch) -> int:
     return failed_replies(launch)[1].error.reason
 
 
+@provokes(Reason.POSITION_UNKNOWN)
+def position_unknown(launch: Launch) -> int:
+    server = slow(launch)
+    session = server.open()
+    session.start(1, PROMPT)
+    item = {"sequence_id": 1, "row_count": 1, "last_sampled": {}, "sample": True}
+    drafting = session.request(items=[{**item, "draft_token_ids": [1]}])
+    run = server.channel.unary_unary("/mlxrt.v1.ExecutionService/Step")
+    call = run.future(drafting.SerializeToString(), timeout=10)
+    session.wait_for_inflight()
+    refusal = server.refused("Step", session.request(decode_sequence_ids=[1]))
+    assert refusal.fields == ("decode_sequence_ids[0]",)
+    call.result()
+    return refusal.reason.number
+
+
 @provokes(Reason.NON_FINITE_LOGITS)
 def non_finite_logits(launch: Launch) -> int:
     server = launch()

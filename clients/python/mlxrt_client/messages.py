@@ -71,22 +71,35 @@ def chunk_item(
     start_position: int | None = None,
     append: Tables | None = None,
     replace: Tables | None = None,
+    draft_token_ids: Sequence[int] = (),
 ) -> StepItem:
-    """Returns rows whose tokens the server knows: of a prompt, or of a resumed sequence."""
+    """Returns rows whose tokens the server knows: of a prompt, or of a resumed sequence.
+
+    With `draft_token_ids` it verifies them behind the rows, and `sample` must be true.
+    """
     item = StepItem(
         sequence_id=sequence_id,
         start_position=start_position,
         row_count=row_count,
         registered=RegisteredTokens(),
         sample=sample,
+        draft_token_ids=draft_token_ids,
     )
     return _change_tables(item, append, replace)
 
 
-def decode_item(sequence_id: int, *, append: Tables | None = None) -> StepItem:
-    """Returns one row from the token sampled last, for a sequence that needs a block as well."""
+def decode_item(
+    sequence_id: int, *, append: Tables | None = None, draft_token_ids: Sequence[int] = ()
+) -> StepItem:
+    """Returns one row from the token sampled last, for a sequence that needs a block as well or has
+    drafts to verify.
+    """
     item = StepItem(
-        sequence_id=sequence_id, row_count=1, last_sampled=LastSampledToken(), sample=True
+        sequence_id=sequence_id,
+        row_count=1,
+        last_sampled=LastSampledToken(),
+        sample=True,
+        draft_token_ids=draft_token_ids,
     )
     return _change_tables(item, append, None)
 

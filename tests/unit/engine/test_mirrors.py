@@ -50,7 +50,7 @@ def test_layout_of_a_mixed_step():
     assert rows.context_len.tolist() == [3, 5]
     assert rows.block_tables.tolist() == [[7, 0], [3, 5]]
     assert batch.selected_rows.tolist() == [0]
-    assert batch.selection_of_entry == [-1]
+    assert batch.selection.of_entry == [-1]
 
 
 def test_a_code_is_resolved_only_where_it_still_stands():

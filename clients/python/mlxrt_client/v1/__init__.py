@@ -88,6 +88,7 @@ from .session_service_pb2_grpc import (
 )
 from .step_pb2 import (
     DeferredSampling,
+    PromptLogprobs,
     SequenceResult,
     StepItem,
     StepRequest,
@@ -152,6 +153,7 @@ __all__ = [
     "PrefillChunk",
     "PrefillRequest",
     "PrefillResponse",
+    "PromptLogprobs",
     "RegisteredTokens",
     "RenewSessionRequest",
     "RenewSessionResponse",

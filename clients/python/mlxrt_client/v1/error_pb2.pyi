@@ -43,6 +43,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_MASK_EMPTY: _ClassVar[ErrorReason]
     ERROR_REASON_INTERNAL_DEFECT: _ClassVar[ErrorReason]
     ERROR_REASON_UNAUTHENTICATED_CALLER: _ClassVar[ErrorReason]
+    ERROR_REASON_POSITION_UNKNOWN: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_MALFORMED_REQUEST: ErrorReason
 ERROR_REASON_FIELD_INVALID: ErrorReason
@@ -77,6 +78,7 @@ ERROR_REASON_NON_FINITE_LOGITS: ErrorReason
 ERROR_REASON_MASK_EMPTY: ErrorReason
 ERROR_REASON_INTERNAL_DEFECT: ErrorReason
 ERROR_REASON_UNAUTHENTICATED_CALLER: ErrorReason
+ERROR_REASON_POSITION_UNKNOWN: ErrorReason
 
 class FieldViolation(_message.Message):
     __slots__ = ("field", "description")

@@ -12,7 +12,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class StepRequest(_message.Message):
-    __slots__ = ("session", "step_number", "release_sequence_ids", "block_copies", "new_sequences", "decode_sequence_ids", "items", "defer_sampling")
+    __slots__ = ("session", "step_number", "release_sequence_ids", "block_copies", "new_sequences", "decode_sequence_ids", "items", "defer_sampling", "masks")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     STEP_NUMBER_FIELD_NUMBER: _ClassVar[int]
     RELEASE_SEQUENCE_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class StepRequest(_message.Message):
     DECODE_SEQUENCE_IDS_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     DEFER_SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    MASKS_FIELD_NUMBER: _ClassVar[int]
     session: _session_pb2.SessionRef
     step_number: int
     release_sequence_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -29,7 +30,8 @@ class StepRequest(_message.Message):
     decode_sequence_ids: _containers.RepeatedScalarFieldContainer[int]
     items: _containers.RepeatedCompositeFieldContainer[StepItem]
     defer_sampling: bool
-    def __init__(self, session: _Optional[_Union[_session_pb2.SessionRef, _Mapping]] = ..., step_number: _Optional[int] = ..., release_sequence_ids: _Optional[_Iterable[int]] = ..., block_copies: _Optional[_Iterable[_Union[_block_pb2.BlockCopy, _Mapping]]] = ..., new_sequences: _Optional[_Iterable[_Union[_sequence_pb2.NewSequence, _Mapping]]] = ..., decode_sequence_ids: _Optional[_Iterable[int]] = ..., items: _Optional[_Iterable[_Union[StepItem, _Mapping]]] = ..., defer_sampling: bool = ...) -> None: ...
+    masks: _containers.RepeatedCompositeFieldContainer[TokenMask]
+    def __init__(self, session: _Optional[_Union[_session_pb2.SessionRef, _Mapping]] = ..., step_number: _Optional[int] = ..., release_sequence_ids: _Optional[_Iterable[int]] = ..., block_copies: _Optional[_Iterable[_Union[_block_pb2.BlockCopy, _Mapping]]] = ..., new_sequences: _Optional[_Iterable[_Union[_sequence_pb2.NewSequence, _Mapping]]] = ..., decode_sequence_ids: _Optional[_Iterable[int]] = ..., items: _Optional[_Iterable[_Union[StepItem, _Mapping]]] = ..., defer_sampling: bool = ..., masks: _Optional[_Iterable[_Union[TokenMask, _Mapping]]] = ...) -> None: ...
 
 class StepItem(_message.Message):
     __slots__ = ("sequence_id", "start_position", "row_count", "registered", "explicit", "last_sampled", "append", "replace", "leading_holes", "sample", "return_logits", "draft_token_ids", "return_hidden_state")
@@ -84,7 +86,7 @@ class StepResponse(_message.Message):
     def __init__(self, step_number: _Optional[int] = ..., replayed: bool = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., results: _Optional[_Iterable[_Union[SequenceResult, _Mapping]]] = ..., timings: _Optional[_Union[StepTimings, _Mapping]] = ..., free_blocks: _Optional[_Iterable[_Union[_block_pb2.BlockCount, _Mapping]]] = ..., bucket_row_count: _Optional[int] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ...) -> None: ...
 
 class SequenceResult(_message.Message):
-    __slots__ = ("sequence_id", "position", "token_ids", "logprobs", "top_logprobs", "logits", "error", "accepted_draft_count", "hidden_state")
+    __slots__ = ("sequence_id", "position", "token_ids", "logprobs", "top_logprobs", "logits", "error", "accepted_draft_count", "hidden_state", "prompt_logprobs")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -94,6 +96,7 @@ class SequenceResult(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_DRAFT_COUNT_FIELD_NUMBER: _ClassVar[int]
     HIDDEN_STATE_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     position: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -103,7 +106,8 @@ class SequenceResult(_message.Message):
     error: _error_pb2.Error
     accepted_draft_count: int
     hidden_state: _tensor_pb2.Tensor
-    def __init__(self, sequence_id: _Optional[int] = ..., position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., top_logprobs: _Optional[_Iterable[_Union[_sampling_pb2.TopLogprobs, _Mapping]]] = ..., logits: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., accepted_draft_count: _Optional[int] = ..., hidden_state: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    prompt_logprobs: PromptLogprobs
+    def __init__(self, sequence_id: _Optional[int] = ..., position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., top_logprobs: _Optional[_Iterable[_Union[_sampling_pb2.TopLogprobs, _Mapping]]] = ..., logits: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., accepted_draft_count: _Optional[int] = ..., hidden_state: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[PromptLogprobs, _Mapping]] = ...) -> None: ...
 
 class StepTimings(_message.Message):
     __slots__ = ("queue_us", "build_us", "device_us", "sample_us")
@@ -134,3 +138,19 @@ class TokenMask(_message.Message):
     sequence_id: int
     allowed: _tensor_pb2.Tensor
     def __init__(self, sequence_id: _Optional[int] = ..., allowed: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
+class PromptLogprobs(_message.Message):
+    __slots__ = ("first_position", "logprobs", "ranks", "top_count", "top_token_ids", "top_logprobs")
+    FIRST_POSITION_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    TOP_COUNT_FIELD_NUMBER: _ClassVar[int]
+    TOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    first_position: int
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    ranks: _containers.RepeatedScalarFieldContainer[int]
+    top_count: int
+    top_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    top_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, first_position: _Optional[int] = ..., logprobs: _Optional[_Iterable[float]] = ..., ranks: _Optional[_Iterable[int]] = ..., top_count: _Optional[int] = ..., top_token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
