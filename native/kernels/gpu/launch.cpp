@@ -67,8 +67,8 @@ AttentionLaunch launch_of(const AttentionShape& shape, bool is_chunk) {
   };
   const int tiles = is_chunk ? shape.num_rows / tile_rows + shape.num_sequences
                              : shape.num_sequences;
-  // One more than the sequences clears the padding.
-  const int padding = !is_chunk && shape.num_rows > shape.num_sequences ? 1 : 0;
+  // One more than the sequences clears the padding, if there is any: a sequence may have no row.
+  const int padding = is_chunk ? 0 : 1;
   launch.grid = {shape.num_kv_heads, parts, tiles + padding};
   launch.merge_grid = {shape.num_kv_heads, tiles, 1};
   launch.threadgroup_bytes = 4 *
