@@ -217,8 +217,13 @@ class Settings(BaseSettings):
     block_size: int = Field(16, ge=1, le=256, description="Positions in a block. 1 to 256.")
     num_blocks: int | None = Field(
         None, ge=2, le=1 << 31,
-        description="Blocks of the pool, block 0 included. At least 2. Default: as many as the "
-        "memory plan allows.",
+        description="Blocks of each group's pool, block 0 included. At least 2. Default: as many "
+        "as the memory plan allows.",
+    )  # fmt: skip
+    window_num_blocks: int | None = Field(
+        None, ge=2, le=1 << 31,
+        description="Blocks of the pool of each group with a sliding window: fewer, for clients "
+        "that give back what left it. At least 2. Default: as many as the other groups have.",
     )  # fmt: skip
     memory_fraction: float = Field(
         0.8, gt=0, le=1,
