@@ -45,11 +45,17 @@ class Runtime:
 
     def expire(self, now_ms: int) -> list[ClosedSession]:
         """Ends the sessions whose lease has run out by `now_ms`; answers them."""
-        ended = self.core.expire(now_ms)
-        for session in ended:
+        return self._ended(self.core.expire(now_ms))
+
+    def drain(self) -> list[ClosedSession]:
+        """Ends every session that has no step in flight; answers them."""
+        return self._ended(self.core.drain())
+
+    def _ended(self, sessions: list[ClosedSession]) -> list[ClosedSession]:
+        for session in sessions:
             self.dispatcher.forget(session.session_id)
         self.dispatcher.pump()
-        return ended
+        return sessions
 
     @property
     def holds_nothing(self) -> bool:
