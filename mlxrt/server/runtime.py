@@ -15,6 +15,8 @@ from mlxrt.errors import MlxrtError
 from mlxrt.server.dispatch import Dispatcher
 from mlxrt.server.lifecycle import Lifecycle
 from mlxrt.server.pipeline import StepPipeline
+from mlxrt.server.step_watch import tally_steps
+from mlxrt.telemetry.tallies import Tallies
 
 _LOGIT_BYTES = 4
 _REPLY_SLACK_BYTES = 32 * 1024
@@ -111,10 +113,13 @@ def build_runtime(
     lifecycle: Lifecycle,
     now_ms: Callable[[], int],
     on_defect: Callable[[MlxrtError], None],
+    tallies: Tallies | None = None,
 ) -> Runtime:
-    """Assembles the runtime of a model that `engine` has loaded."""
+    """Assembles the runtime of a model that `engine` has loaded; it counts in `tallies`."""
+    tallies = tallies or Tallies()
     limits = limits_in_force(configured, facts)
     core = Core(facts, limits)
     dispatcher = Dispatcher(core, engine, now_ms, on_defect)
+    dispatcher.observers.append(tally_steps(tallies))
     pipeline = StepPipeline(dispatcher, lifecycle, facts, limits)
     return Runtime(facts, limits, core, dispatcher, pipeline, now_ms)

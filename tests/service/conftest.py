@@ -28,6 +28,7 @@ from mlxrt.server import ExitCode, Server, ServerState
 from mlxrt.testing import FakeEngine
 
 T = TypeVar("T")
+DEFAULTS = {"fake": True, "metrics_address": "off"}
 SERVICES = {
     "SessionService": (
         "OpenSession", "RenewSession", "ResumeSession", "GetSession", "CloseSession",
@@ -302,7 +303,7 @@ def launch() -> Iterator[Callable[..., Harness]]:
 
         def start(engine: FakeEngine | None = None, **explicit: Any) -> Harness:
             address = f"unix:{Path(folder) / f'{len(running)}.sock'}"
-            settings = load_settings(None, **{"fake": True, "address": address, **explicit})
+            settings = load_settings(None, **{**DEFAULTS, "address": address, **explicit})
             harness = Harness(settings, engine or FakeEngine(num_blocks=64, block_size=4))
             running.append(harness)
             return harness
