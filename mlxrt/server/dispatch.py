@@ -127,7 +127,7 @@ class Dispatcher:
             return waiter, True
         ticket: int = answer.ticket  # type: ignore[union-attr]
         # Nobody waits where a defect came between acceptance and its answer.
-        return self._waiters.setdefault(ticket, Waiter(step.step_number)), True
+        return self._waiters.setdefault(ticket, Waiter(session_id, step)), True
 
     def examine(self) -> None:
         """After a defect: goes on where the core's invariants hold, else gives everything up."""

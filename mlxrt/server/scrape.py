@@ -156,6 +156,8 @@ def _steps(page: _Page, tallies: Tallies) -> None:
         page.histogram("mlxrt_step_tokens", steps.rows, kind)
     for reason, count in tuple(tallies.step_failures.items()):
         page.set("mlxrt_step_failures_total", count, reason.name)
+    page.set("mlxrt_draft_tokens_total", tallies.drafts_accepted, "accepted")
+    page.set("mlxrt_draft_tokens_total", tallies.drafts_rejected, "rejected")
     page.set("mlxrt_prompt_tokens_total", tallies.prompt_tokens)
     page.set("mlxrt_generated_tokens_total", tallies.generated_tokens)
 

@@ -28,7 +28,8 @@ class StepSize:
     """How large a step is; `kind` as mlxrt.telemetry.metrics.STEP_KINDS defines it.
 
     Attributes:
-        prompt_rows: rows that do not continue what was sampled last.
+        rows: those of drafts among them.
+        prompt_rows: rows that neither continue what was sampled last nor verify a draft.
     """
 
     kind: str
@@ -41,7 +42,7 @@ def size_of(step: StepInput) -> StepSize:
     """The size of a step as it was asked for."""
     rows, prompt_rows = len(step.decode_ids), 0
     for item in step.items:
-        rows += item.row_count
+        rows += item.row_count + len(item.draft_tokens)
         if item.source is not TokenSource.LAST_SAMPLED:
             prompt_rows += item.row_count
     kind = "mixed"
@@ -53,13 +54,21 @@ def size_of(step: StepInput) -> StepSize:
 
 
 def generated_count(reply: StepReply) -> int:
-    """Tokens that the step sampled."""
+    """Tokens that the step sampled, accepted drafts among them."""
     count = len(reply.token_ids)
     for detail in reply.details:
         count -= detail.row.failure is not None
     for item in reply.items:
-        count += item.row.token is not None
+        count += (item.row.token is not None) + len(item.row.accepted)
     return count
+
+
+def _tally_drafts(tallies: Tallies, step: StepInput, reply: StepReply) -> None:
+    for asked, item in zip(step.items, reply.items, strict=True):
+        if asked.draft_tokens:
+            accepted = len(item.row.accepted)
+            tallies.drafts_accepted += accepted
+            tallies.drafts_rejected += len(asked.draft_tokens) - accepted
 
 
 def tally_steps(tallies: Tallies) -> StepObserver:
@@ -79,6 +88,8 @@ def tally_steps(tallies: Tallies) -> StepObserver:
         tally.committed += 1
         tallies.prompt_tokens += size.prompt_rows
         tallies.generated_tokens += generated_count(reply)
+        if reply.items:
+            _tally_drafts(tallies, run.step, reply)
         tally.rows.observe(size.rows)
         tally.sequences.observe(size.sequences)
         timings, phases = reply.timings, tally.phases

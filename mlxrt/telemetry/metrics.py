@@ -33,8 +33,8 @@ _C, _G, _H = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.HISTOGRAM
 _RPC = ("grpc_type", "grpc_service", "grpc_method")
 
 STEP_KINDS = ("prefill", "decode", "mixed", "empty")
-"""What `kind` says of a step: rows that continue what was sampled last are decode, all others are
-prefill; both: mixed; no rows at all: empty."""
+"""What `kind` says of a step: rows that continue what was sampled last and rows of drafts are
+decode, all others are prefill; both: mixed; no rows at all: empty."""
 
 METRICS = (
     Metric("grpc_server_started_total", _C, "Calls that began, reflection left out.", _RPC),
@@ -76,8 +76,11 @@ METRICS = (
            "to reply.", ("kind", "phase")),
     Metric("mlxrt_step_sequences", _H, "Sequences of a committed step.", ("kind",)),
     Metric("mlxrt_step_tokens", _H, "Rows of a committed step, a token each.", ("kind",)),
-    Metric("mlxrt_prompt_tokens_total", _C, "Rows committed that do not continue a sample."),
-    Metric("mlxrt_generated_tokens_total", _C, "Tokens sampled and committed."),
+    Metric("mlxrt_prompt_tokens_total", _C,
+           "Rows committed that neither continue a sample nor verify a draft."),
+    Metric("mlxrt_generated_tokens_total", _C,
+           "Tokens sampled and committed, accepted drafts among them."),
+    Metric("mlxrt_draft_tokens_total", _C, "Drafts of committed steps.", ("outcome",)),
     Metric("mlxrt_forward_rows_total", _C,
            "Rows of forwards: asked for, or padding up to a bucket.", ("kind",)),
     Metric("mlxrt_attention_calls_total", _C, "Attention calls of layers, by path.", ("path",)),

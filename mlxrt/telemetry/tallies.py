@@ -96,6 +96,7 @@ class Tallies:
         self.step_failures: dict[Reason, int] = {}
         self.prompt_tokens = 0
         self.generated_tokens = 0
+        self.drafts_accepted = self.drafts_rejected = 0
 
     def reject(self, reason: Reason) -> None:
         """Counts a refusal."""

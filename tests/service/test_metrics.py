@@ -270,6 +270,26 @@ def steps(launch: Launch) -> Page:
     return page
 
 
+@moves("mlxrt_draft_tokens_total")
+def drafts(launch: Launch) -> Page:
+    server, page = start(launch)
+    session = server.open()
+    tokens = [*PROMPT, session.start(1, PROMPT)]
+    right = server.engine.expected_token(tokens)
+    wrong = (server.engine.expected_token([*tokens, right]) + 1) % 4096
+    item = {"sequence_id": 1, "row_count": 1, "last_sampled": {}, "sample": True}
+    drafting = {**item, "draft_token_ids": [right, wrong]}
+    name = "mlxrt_draft_tokens_total"
+    with (
+        page.moves(name, 1, outcome="accepted"),
+        page.moves(name, 1, outcome="rejected"),
+        page.moves("mlxrt_generated_tokens_total", 2),
+        page.moves("mlxrt_step_tokens", 3, "_sum", kind="decode"),
+    ):
+        session.step(items=[drafting])
+    return page
+
+
 @moves("mlxrt_step_failures_total")
 def failures(launch: Launch) -> Page:
     server, page = start(launch)
