@@ -39,6 +39,14 @@ def checked_side_address(address: str) -> str:
     return address if address == OFF else _checked_host_port(address)
 
 
+def checked_collector(endpoint: str) -> str:
+    """http://HOST:PORT or https://HOST:PORT; raises ValueError."""
+    scheme, _, place = endpoint.partition("://")
+    if scheme not in ("http", "https"):
+        raise ValueError(f"{endpoint!r} is neither http://HOST:PORT nor https://HOST:PORT")
+    return f"{scheme}://{_checked_host_port(place)}"
+
+
 def is_local(address: str) -> bool:
     """Whether only processes of this machine reach `address`: a unix socket, or loopback."""
     if address.startswith("unix:"):

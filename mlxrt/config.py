@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
 from dataclasses import fields as dataclass_fields
 from itertools import pairwise
 from pathlib import Path
@@ -23,10 +22,16 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from mlxrt.addresses import OFF, checked_address, checked_side_address, is_local
+from mlxrt.addresses import (
+    OFF,
+    checked_address,
+    checked_collector,
+    checked_side_address,
+    is_local,
+)
 from mlxrt.core.model import Limits
+from mlxrt.env_variables import ENV_PREFIX, check_environment
 
-ENV_PREFIX = "MLXRT_"
 FAKE_MODEL_LENGTH_MAX = 1 << 15
 """Positions of the fake model's longest sequence; its sums are exact up to there."""
 
@@ -165,6 +170,26 @@ class TlsSettings(BaseModel):
         return self.certificate_file is not None
 
 
+class TracingSettings(BaseModel):
+    """OpenTelemetry, of the extra `otel`. The exporter reads OTEL_EXPORTER_OTLP_* besides."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    endpoint: Annotated[str, AfterValidator(checked_collector)] | None = Field(
+        default=None,
+        description="Collector that takes OTLP over gRPC, http://HOST:PORT, or https:// for TLS. "
+        "Default: no tracing.",
+    )
+    service_name: str = Field(
+        default="mlxrt", min_length=1, description="Name of this service in its spans."
+    )
+    sample_ratio: float = Field(
+        default=1.0, ge=0, le=1, allow_inf_nan=False,
+        description="Share of the steps that are traced where the caller has no trace of its own; "
+        "one that has decides itself. 0 to 1.",
+    )  # fmt: skip
+
+
 class Settings(BaseSettings):
     """Everything that can be set; frozen."""
 
@@ -200,16 +225,6 @@ class Settings(BaseSettings):
         description="A second place, HOST:PORT, that answers grpc.health.v1 alone, without TLS and "
         "token: for probes that speak neither. Default: off.",
     )
-    metrics_address: Annotated[str, AfterValidator(checked_side_address)] = Field(
-        "127.0.0.1:9464",
-        description="Where Prometheus scrapes, HOST:PORT over HTTP, or off. A port that is taken: "
-        "refused where this is set, else the server goes on without metrics and says so.",
-    )
-    metrics_beyond_loopback: bool = Field(
-        False,
-        description="Let metrics_address be one that other machines reach: it has neither TLS nor "
-        "tokens, and whoever reaches it reads the metrics. Default: false.",
-    )
     attention: Literal["auto", "native", "gather"] = Field(
         "auto",
         description="How attention is computed. auto: native where the device has a kernel for it.",
@@ -227,13 +242,8 @@ class Settings(BaseSettings):
     block_size: int = Field(16, ge=1, le=256, description="Positions in a block. 1 to 256.")
     num_blocks: int | None = Field(
         None, ge=2, le=1 << 31,
-        description="Blocks of each group's pool, block 0 included. At least 2. Default: as many "
-        "as the memory plan allows.",
-    )  # fmt: skip
-    window_num_blocks: int | None = Field(
-        None, ge=2, le=1 << 31,
-        description="Blocks of the pool of each group with a sliding window: fewer, for clients "
-        "that give back what left it. At least 2. Default: as many as the other groups have.",
+        description="Blocks of the pool, block 0 included. At least 2. Default: as many as the "
+        "memory plan allows.",
     )  # fmt: skip
     memory_fraction: float = Field(
         0.8, gt=0, le=1,
@@ -262,6 +272,9 @@ class Settings(BaseSettings):
     reflection: bool = Field(
         True, description="Serve grpc.reflection, to whoever may call. Default: true."
     )
+    tracing: TracingSettings = Field(
+        default_factory=TracingSettings, description="One span a step."
+    )
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="Form of the log. auto: console on a terminal, else JSON lines.",
     )  # fmt: skip
@@ -272,12 +285,6 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _bind_is_safe(self) -> Settings:
         """Refuses what others could reach without proving who they are."""
-        metrics = self.metrics_address
-        if metrics != OFF and not is_local(metrics) and not self.metrics_beyond_loopback:
-            raise ValueError(
-                f"metrics_address: {metrics!r} can be reached from other machines, without TLS or "
-                "token: use a loopback address or off, or set metrics_beyond_loopback"
-            )
         if self.address.startswith("unix:") and self.tls.enabled:
             raise ValueError("a unix socket is its owner's alone and takes no TLS: leave tls unset")
         if is_local(self.address):
@@ -310,7 +317,6 @@ def load_settings(config_file: Path | None = None, /, **explicit: Any) -> Settin
         ConfigError: a value is out of range, a key is unknown, or the file can't be read.
     """
     from_file = _read_toml(config_file) if config_file is not None else {}
-    _refuse_unknown_environment(os.environ)
 
     class Sourced(Settings):
         @classmethod
@@ -329,6 +335,7 @@ def load_settings(config_file: Path | None = None, /, **explicit: Any) -> Settin
             )
 
     try:
+        check_environment(os.environ, Settings)
         return Sourced(**explicit)
     except ValidationError as error:
         lines = (
@@ -345,19 +352,3 @@ def _read_toml(path: Path) -> dict[str, Any]:
             return tomllib.load(file)
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
-
-
-def _refuse_unknown_environment(environment: Mapping[str, str]) -> None:
-    """Raises ConfigError for a variable that pydantic-settings would skip, a misspelt one say."""
-    known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
-    for name, model in (
-        ("LIMITS", LimitSettings), ("FAKE_MODEL", FakeSettings), ("TLS", TlsSettings),
-    ):  # fmt: skip
-        known |= {f"{ENV_PREFIX}{name}__{field.upper()}" for field in model.model_fields}
-    unknown = sorted(
-        name
-        for name in environment
-        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known
-    )  # fmt: skip
-    if unknown:
-        raise ConfigError(f"unknown environment variables: {', '.join(unknown)}")

@@ -161,6 +161,7 @@ class LibraryPlayer:
             "GetSession": lambda: to_json(session.state(
                 tables=request.get("include_tables", False),
                 tokens=request.get("include_tokens", False),
+                sequence_ids=request.get("sequence_ids", ()),
             )),
         }  # fmt: skip
         if name == "CloseSession":

@@ -4,12 +4,11 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from mlxrt.core import block_calls, session_calls, step_calls
 from mlxrt.core.answers import (
     Accepted,
-    Census,
     ClosedSession,
     Counters,
     InFlight,
@@ -104,12 +103,22 @@ class Core:
         return snapshot
 
     def read_session(
-        self, ref: SessionRef, *, include_tables: bool, include_tokens: bool
+        self,
+        ref: SessionRef,
+        sequence_ids: Set[int] | None = None,
+        *,
+        include_tables: bool,
+        include_tokens: bool,
     ) -> SessionSnapshot:
-        """As get_session, but changes nothing: for a caller that may refuse the answer."""
+        """As get_session, but changes nothing: for a caller that may refuse the answer.
+
+        Args:
+            sequence_ids: leave other sequences out; None for none.
+        """
         return session_calls.snapshot(
-            self._session(ref), include_tables=include_tables, include_tokens=include_tokens
-        )
+            self._session(ref), sequence_ids,
+            include_tables=include_tables, include_tokens=include_tokens,
+        )  # fmt: skip
 
     def close_session(self, ref: SessionRef, now_ms: int) -> ClosedSession:
         """Closes the session and frees what it holds; blocks that a step in flight may touch are
@@ -127,10 +136,6 @@ class Core:
         it.
         """
         return session_calls.expire(self._state, now_ms)
-
-    def drain(self) -> list[ClosedSession]:
-        """Ends every session that has no step in flight, whatever its lease."""
-        return session_calls.drain(self._state)
 
     def next_expiry_ms(self) -> int | None:
         """When expire has something to do at the earliest; None while nothing can expire."""
@@ -244,10 +249,6 @@ class Core:
     def queued_count(self) -> int:
         """Accepted steps that next_plan has not handed out."""
         return len(self._state.tickets) - len(self._state.handed_out)
-
-    def census(self) -> Census:
-        """How much of everything there is now; costs a look at each session."""
-        return session_calls.census(self._state)
 
     @property
     def counters(self) -> Counters:

@@ -87,7 +87,7 @@ def fail_sequence(sequence: Sequence, failure: MlxrtError, ticket: Ticket, bound
     alive = [ticket, *(each for each in session.inflight if each.doomed is None)]
     undo(alive, bounds)
     sequence.failure = failure
-    ticket.failed.append(failure.reason)
+    ticket.failed_count += 1
     redo(alive, bounds)
     for each in alive:
         each.irregular = True

@@ -23,7 +23,6 @@ class Session:
         unregistered: sequences that the engine does not know under their present handle; the next
             step registers them.
         next_step_number: one more than the last accepted.
-        shared: by group, the leased blocks that two table entries name or more.
     """
 
     __slots__ = (
@@ -40,7 +39,6 @@ class Session:
         "seed",
         "sequences",
         "session_id",
-        "shared",
         "unregistered",
     )
 
@@ -65,7 +63,6 @@ class Session:
         self.next_step_number = 1
         self.sequences: dict[int, Sequence] = {}
         self.blocks: list[dict[int, Block]] = [{} for _ in range(group_count)]
-        self.shared = [0] * group_count
         self.inflight: deque[Ticket] = deque()
         self.queue: deque[Ticket] = deque()
         self.unregistered: dict[Sequence, None] = {}
@@ -81,13 +78,7 @@ class Session:
         for table in tables:
             for block in table:
                 if block is not None:
-                    self.count_names(block, -1)
-
-    def count_names(self, block: Block, change: int) -> None:
-        """Notes that `change` more table entries name the block."""
-        before = block.refs
-        block.refs = after = before + change
-        self.shared[block.group] += (after > 1) - (before > 1)
+                    block.refs -= 1
 
     def distrust_all(self) -> None:
         """Makes every sequence prove its next reads and writes anew."""

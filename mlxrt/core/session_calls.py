@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from mlxrt.core.answers import (
-    Census,
     ClosedSession,
     OpenedSession,
     ResumedSession,
@@ -89,8 +90,16 @@ def resume(state: State, ref: SessionRef, request_id: str, now_ms: int) -> Resum
     return answer
 
 
-def snapshot(session: Session, *, include_tables: bool, include_tokens: bool) -> SessionSnapshot:
-    """As Core.get_session."""
+def snapshot(
+    session: Session,
+    sequence_ids: Set[int] | None = None,
+    *,
+    include_tables: bool,
+    include_tokens: bool,
+) -> SessionSnapshot:
+    """As Core.read_session."""
+    held = session.sequences
+    chosen = held if sequence_ids is None else [each for each in sequence_ids if each in held]
     return SessionSnapshot(
         session.lease_ttl_ms,
         session.next_step_number,
@@ -98,11 +107,11 @@ def snapshot(session: Session, *, include_tables: bool, include_tokens: bool) ->
         {group: sorted(blocks) for group, blocks in enumerate(session.blocks) if blocks},
         [
             _sequence_snapshot(
-                session.sequences[sequence_id],
+                held[sequence_id],
                 include_tables=include_tables,
                 include_tokens=include_tokens,
             )
-            for sequence_id in sorted(session.sequences)
+            for sequence_id in sorted(chosen)
         ],
     )
 
@@ -148,28 +157,6 @@ def expire(state: State, now_ms: int) -> list[ClosedSession]:
     ]
     state.counters.sessions_expired += len(over)
     return [end_session(state, session, "expiry") for session in over]
-
-
-def drain(state: State) -> list[ClosedSession]:
-    """As Core.drain."""
-    idle = [session for session in state.sessions.values() if not session.inflight]
-    state.counters.sessions_drained += len(idle)
-    return [end_session(state, session, "drain") for session in idle]
-
-
-def census(state: State) -> Census:
-    """As Core.census."""
-    sessions = state.sessions.values()
-    groups = range(state.bounds.group_count)
-    return Census(
-        sessions=len(sessions),
-        sequences=sum(len(session.sequences) for session in sessions),
-        inflight_steps=len(state.tickets),
-        queued_steps=len(state.tickets) - len(state.handed_out),
-        free_blocks=state.pool.free_counts(),
-        leased_blocks=tuple(sum(len(s.blocks[group]) for s in sessions) for group in groups),
-        shared_blocks=tuple(sum(s.shared[group] for s in sessions) for group in groups),
-    )
 
 
 def next_expiry_ms(state: State) -> int | None:

@@ -201,12 +201,20 @@ class SampledRow:
 
 @dataclass(slots=True)
 class Timings:
-    """As mlxrt.v1.StepTimings; microseconds. The engine leaves `queue_us` to its caller."""
+    """As mlxrt.v1.StepTimings; microseconds. The engine leaves `queue_us` to its caller.
+
+    Attributes:
+        begun_s: when the engine began to build, on the clock of `time.perf_counter`; 0 where it
+            did not.
+        device_from_s: likewise, when the device turned to the step.
+    """
 
     queue_us: int = 0
     build_us: int = 0
     device_us: int = 0
     sample_us: int = 0
+    begun_s: float = 0.0
+    device_from_s: float = 0.0
 
 
 @dataclass(slots=True)

@@ -148,16 +148,14 @@ def _conclude(state: State, session: Session, ticket: Ticket, outcome: StepOutco
         failure = outcome.failure or malformed(ticket, outcome)
         if failure is None:
             reply = commit(ticket, outcome, state.bounds)
-            for reason in ticket.failed:
-                failed = state.counters.sequences_failed
-                failed[reason] = failed.get(reason, 0) + 1
+            state.counters.sequences_failed += ticket.failed_count
             state.counters.steps_committed += 1
             return reply
         error = failure
     state.counters.steps_discarded += 1
     if ticket.doomed is None:
         _fail_behind(state, session, ticket)
-    return StepReply(ticket.step_number, error=error)
+    return StepReply(ticket.step_number, error=error, timings=outcome.timings)
 
 
 def _fail_behind(state: State, session: Session, ticket: Ticket) -> None:

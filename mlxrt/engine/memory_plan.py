@@ -4,8 +4,7 @@ refusal with the numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mlxrt.attention.gather import GATHERED_POSITIONS_MAX
 from mlxrt.models.errors import ModelError
@@ -67,46 +66,28 @@ class StepShape:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupBlocks:
-    """The blocks of one group of layers.
-
-    Attributes:
-        window: positions that a row sees; 0 for all.
-        block_bytes: of one block over all layers of the group.
-        block_count: blocks of its pool, block 0 included; 0 before they are planned.
-    """
-
-    window: int
-    block_bytes: int
-    block_count: int = 0
-
-    @property
-    def pool_bytes(self) -> int:
-        """All blocks."""
-        return self.block_count * self.block_bytes
-
-
-@dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """What goes where, in bytes.
 
     Attributes:
         device_bytes: the device's memory, as far as this process may count on it.
         limit_bytes: the share of it that may be taken.
-        groups: the pool, by group.
+        num_blocks: blocks of the pool, block 0 included.
+        block_bytes: of one block over all layers.
     """
 
     device_bytes: int
     limit_bytes: int
     weight_bytes: int
     step_bytes: int
-    groups: tuple[GroupBlocks, ...]
+    num_blocks: int
+    block_bytes: int
     block_size: int
 
     @property
     def pool_bytes(self) -> int:
         """All blocks."""
-        return sum(group.pool_bytes for group in self.groups)
+        return self.num_blocks * self.block_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -114,7 +95,7 @@ class MemoryPlan:
         return self.weight_bytes + self.pool_bytes + self.step_bytes
 
     def figures_mib(self) -> dict[str, int]:
-        """The parts, the total and the limit in MiB, and each group's blocks: for a log line."""
+        """The parts, the total and the limit in MiB, and the number of blocks: for a log line."""
         parts = {
             "weights": self.weight_bytes,
             "kv_pool": self.pool_bytes,
@@ -123,16 +104,16 @@ class MemoryPlan:
             "limit": self.limit_bytes,
         }
         return {f"{name}_mib": size >> 20 for name, size in parts.items()} | {
-            f"group_{number}_blocks": group.block_count for number, group in enumerate(self.groups)
+            "num_blocks": self.num_blocks
         }
 
     def table(self) -> str:
         """The plan for people, one line per part."""
         share = self.limit_bytes / self.device_bytes
-        pools = (("KV pool", group.pool_bytes, self._note(group)) for group in self.groups)
+        positions = (self.num_blocks - 1) * self.block_size
         lines = (
             ("weights", self.weight_bytes, ""),
-            *pools,
+            ("KV pool", self.pool_bytes, f"{self.num_blocks} blocks, {positions} positions"),
             ("worst step", self.step_bytes, "estimate; MLX keeps up to as much of it for reuse"),
             ("total", self.total_bytes, ""),
             ("limit", self.limit_bytes, f"{share:.0%} of {_mebibytes(self.device_bytes)}"),
@@ -141,11 +122,6 @@ class MemoryPlan:
             f"{name:<11}{_mebibytes(size):>14}  {note}".rstrip() for name, size, note in lines
         )
 
-    def _note(self, group: GroupBlocks) -> str:
-        positions = (group.block_count - 1) * self.block_size
-        window = f", window {group.window}" if group.window else ""
-        return f"{group.block_count} blocks, {positions} positions{window}"
-
 
 def plan_memory(
     *,
@@ -153,37 +129,29 @@ def plan_memory(
     memory_fraction: float,
     weight_bytes: int,
     step_bytes: int,
-    groups: Sequence[GroupBlocks],
+    block_bytes: int,
     block_size: int,
     num_blocks: int | None,
-    window_num_blocks: int | None,
     pool_bytes_max: int | None,
 ) -> MemoryPlan:
     """Returns the plan.
 
     Args:
-        groups: by group, not yet planned.
-        num_blocks: blocks of each group, asked for by the user; None for as many as fit.
-        window_num_blocks: blocks of each group with a window instead; None for as many as others.
+        num_blocks: asked for by the user; None for as many as fit.
         pool_bytes_max: bound of a pool that the user did not ask for; None for none.
 
     Raises:
         DoesNotFitError: the parts exceed the limit; the message is the table and what is missing.
     """
     limit_bytes = int(device_bytes * memory_fraction)
-    planned = [
-        replace(group, block_count=(window_num_blocks or 0) if group.window else 0)
-        for group in groups
-    ]
     if num_blocks is None:
         free_bytes = limit_bytes - weight_bytes - step_bytes
         if pool_bytes_max is not None:
             free_bytes = min(free_bytes, pool_bytes_max)
-        free_bytes -= sum(group.pool_bytes for group in planned)
-        each_bytes = sum(group.block_bytes for group in planned if not group.block_count)
-        num_blocks = max(_BLOCKS_MIN, free_bytes // max(1, each_bytes))
-    pools = tuple(replace(group, block_count=group.block_count or num_blocks) for group in planned)
-    plan = MemoryPlan(device_bytes, limit_bytes, weight_bytes, step_bytes, pools, block_size)
+        num_blocks = max(_BLOCKS_MIN, free_bytes // block_bytes)
+    plan = MemoryPlan(
+        device_bytes, limit_bytes, weight_bytes, step_bytes, num_blocks, block_bytes, block_size
+    )
     excess = plan.total_bytes - limit_bytes
     if excess > 0:
         raise DoesNotFitError(

@@ -86,7 +86,7 @@ class StepRunner:
         while sum(flight.on_device for flight in self.flights) > 1:
             deliver(self.finish())
         flight = Flight(plan)
-        started_s = time.perf_counter()
+        started_s = flight.timings.begun_s = time.perf_counter()
         apply_changes(plan, self._mirrors)
         for handle in plan.retired:
             self._failed.pop(handle, None)
@@ -183,6 +183,7 @@ class StepRunner:
             np.array(first)
             started_s = time.perf_counter()
             busy_from_s = max(flight.launched_s, self._device_idle_s)
+            flight.timings.device_from_s = busy_from_s
             flight.timings.device_us = int((started_s - busy_from_s) * 1e6)
             self._device_idle_s = started_s
             tokens, details = ([], {}) if graph.sampled is None else graph.sampled.read()

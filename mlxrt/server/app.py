@@ -7,7 +7,6 @@ import contextlib
 import secrets
 import signal
 import threading
-import time
 from collections.abc import Callable
 
 import grpc
@@ -24,23 +23,20 @@ from mlxrt.exit_code import ExitCode
 from mlxrt.server import execution_service, health, model_service, session_service
 from mlxrt.server.auth import TokenFile, TokenInterceptor
 from mlxrt.server.channel_options import channel_options
-from mlxrt.server.counted import CountedHandler
 from mlxrt.server.dispatch import EngineEvents
 from mlxrt.server.drain import Drain
 from mlxrt.server.errors import defect
 from mlxrt.server.execute_stream import StreamRegistry
 from mlxrt.server.lifecycle import Lifecycle, ServerState, draining
-from mlxrt.server.listening import bind, listen_for_scrapes
+from mlxrt.server.listening import bind
 from mlxrt.server.reaper import Reaper, monotonic_ms
 from mlxrt.server.runtime import Runtime, build_runtime
-from mlxrt.server.scrape import Observed, Scrape
 from mlxrt.server.stall import StallWatch
-from mlxrt.server.step_watch import log_steps
 from mlxrt.server.summary import Summary
 from mlxrt.server.tls import server_credentials
 from mlxrt.server.tuning import tune_garbage_collector
-from mlxrt.telemetry.endpoint import MetricsEndpoint
-from mlxrt.telemetry.tallies import Tallies
+from mlxrt.telemetry.caller import CallerInterceptor
+from mlxrt.telemetry.tracing import StepTracer, make_tracer
 
 INSTANCE_ID_BYTES = 16
 STOP_GRACE_S = 1.0
@@ -66,9 +62,10 @@ class Server:
         engine: not started yet; the server starts and closes it.
         progress: hears how loading goes; by default the log does.
         now_ms: the monotonic clock that leases go by, milliseconds.
+        tracer: makes the spans of steps; by default the one that `tracing` asks for.
 
     Raises:
-        ConfigError: the token file can't be used.
+        ConfigError: the token file can't be used, or tracing is not installed.
 
     Attributes:
         lifecycle: the server's state.
@@ -76,8 +73,6 @@ class Server:
         instance_id: random, of this start.
         address: where it listens, in gRPC's form; the configured one until `start` has returned.
         health_address: where it answers probes alone; likewise, and "off" where it does not.
-        metrics_address: where Prometheus scrapes; likewise.
-        tallies: what is counted outside of core and engine.
     """
 
     def __init__(
@@ -86,22 +81,20 @@ class Server:
         engine: Engine,
         progress: Progress = _log_progress,
         now_ms: Callable[[], int] = monotonic_ms,
+        tracer: StepTracer | None = None,
     ) -> None:
         self.lifecycle = Lifecycle()
         self.runtime: Runtime | None = None
         self.instance_id = secrets.token_hex(INSTANCE_ID_BYTES)
         self.address = settings.address
         self.health_address = settings.health_address
-        self.metrics_address = OFF
-        self.tallies = Tallies()
         self._settings = settings
         self._limits = settings.limits.to_limits()
         self._engine = engine
         self._progress = progress
         self._now_ms = now_ms
-        self._observed = Observed(engine, self.lifecycle, self.tallies)
-        self._metrics: MetricsEndpoint | None = None
-        self._started_s = 0.0
+        self._tracer = tracer or make_tracer(settings.tracing)
+        self._description: EngineDescription | None = None
         self._streams = StreamRegistry()
         self._health = health.HealthService(self.lifecycle, SERVICE_NAMES)
         self._drain = Drain(self.lifecycle, settings.drain_seconds)
@@ -120,7 +113,6 @@ class Server:
         Raises:
             ConfigError: an address can't be bound, or a certificate can't be used.
         """
-        loop = asyncio.get_running_loop()
         self._grpc.add_generic_rpc_handlers(self._handlers())
         if self._settings.reflection:
             names = (*SERVICE_NAMES, health.NAME, reflection.SERVICE_NAME)
@@ -129,22 +121,18 @@ class Server:
         credentials = server_credentials(tls) if tls.enabled else None
         self.address = bind(self._grpc, self._settings.address, credentials)
         if self._settings.health_address != OFF:
-            self._probes.add_generic_rpc_handlers((self._counted(self._health.handler()),))
+            self._probes.add_generic_rpc_handlers((self._health.handler(),))
             self.health_address = bind(self._probes, self._settings.health_address)
-        self._metrics = await listen_for_scrapes(self._settings, Scrape(self._observed, loop))
-        if self._metrics is not None:
-            self.metrics_address = self._metrics.address
         await self._grpc.start()
         await self._probes.start()
         _log.info(
             "listening", address=self.address, instance_id=self.instance_id, tls=tls.enabled,
             client_certificates=tls.client_ca_file is not None,
-            tokens=self._settings.token_file is not None, metrics=self.metrics_address,
+            tokens=self._settings.token_file is not None,
         )  # fmt: skip
-        self._started_s = time.monotonic()
         self._engine.start(
             EngineEvents(
-                loop,
+                asyncio.get_running_loop(),
                 progress=self._progress,
                 ready=self._on_ready,
                 outcome=self._on_outcome,
@@ -176,33 +164,29 @@ class Server:
         return code
 
     def _interceptors(self) -> list[grpc.aio.ServerInterceptor]:
-        token_file = self._settings.token_file
-        if token_file is None:
-            return []
-        return [TokenInterceptor(TokenFile(token_file), self.tallies)]
-
-    def _counted(self, handler: grpc.GenericRpcHandler) -> grpc.GenericRpcHandler:
-        return CountedHandler(handler, self.tallies)
+        interceptors: list[grpc.aio.ServerInterceptor] = []
+        if self._settings.token_file is not None:
+            interceptors.append(TokenInterceptor(TokenFile(self._settings.token_file)))
+        if self._tracer is not None:
+            interceptors.append(CallerInterceptor())
+        return interceptors
 
     def _handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         sessions = session_service.SessionService(
             self._serving_runtime, self.lifecycle, self.instance_id
         )
-        execution = execution_service.ExecutionService(
-            self._serving_runtime, self._streams, self.tallies
-        )
+        execution = execution_service.ExecutionService(self._serving_runtime, self._streams)
         models = model_service.ModelService(
             self._serving_runtime, self._model_view, self.lifecycle, self.instance_id
         )
-        services = (sessions, execution, models, self._health)
-        return tuple(self._counted(service.handler()) for service in services)
+        return sessions.handler(), execution.handler(), models.handler(), self._health.handler()
 
     def _model_view(self) -> model_service.ModelView:
         engine: object = self._engine
         folder = engine.tokenizer_folder if isinstance(engine, model_service.HasTokenizer) else None
         return model_service.ModelView(
             self.runtime.limits if self.runtime is not None else self._limits,
-            self._observed.description or EngineDescription("", "", "", ""),
+            self._description or EngineDescription("", "", "", ""),
             folder,
         )
 
@@ -215,19 +199,15 @@ class Server:
     def _on_ready(self, facts: ModelFacts, description: EngineDescription) -> None:
         if self.lifecycle.state is not ServerState.LOADING:
             return
-        seen = self._observed
-        seen.description, seen.load_s = description, time.monotonic() - self._started_s
+        self._description = description
         try:
-            self.runtime = seen.runtime = build_runtime(
+            self.runtime = build_runtime(
                 facts, self._limits, self._engine, self.lifecycle, self._now_ms, self._on_lost,
-                self.tallies,
+                self._tracer,
             )  # fmt: skip
         except Exception as error:
             self._on_lost(defect("loading", error))
             return
-        if self._settings.log_level == "debug":
-            observers = self.runtime.dispatcher.observers
-            observers.append(log_steps(description.attention_path))
         reaper = Reaper(self.runtime, self._limits.default_lease_ttl_ms)
         stall = StallWatch(
             self._engine,
@@ -246,7 +226,6 @@ class Server:
             "serving", model=facts.model_name, device=description.device,
             attention_path=description.attention_path, blas=description.blas,
             block_size=facts.block_size, blocks=[g.block_count for g in facts.groups],
-            load_seconds=round(seen.load_s, 3),
         )  # fmt: skip
 
     def _on_outcome(self, outcome: StepOutcome) -> None:
@@ -283,10 +262,10 @@ class Server:
             await self._close_engine(CLOSE_S)
         await self._grpc.stop(STOP_GRACE_S)
         await self._probes.stop(None)
-        if self._metrics is not None:
-            await asyncio.to_thread(self._metrics.close)
         if loss is not None:
             await self._close_engine(LOST_CLOSE_S)
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
 
     async def _close_engine(self, limit_s: float) -> None:
         """Closes the engine; one that hangs is left behind, on a daemon thread."""

@@ -1,8 +1,5 @@
-"""grpc.health.v1: whether the server is ready and whether it lives, pushed to every watcher at
+"""grpc.health.v1: one status for the whole server and each service, pushed to every watcher at
 every change.
-
-"", "readiness" and the services are SERVING while new work is taken and the device answers;
-"liveness" is until the device is lost, so that nobody restarts a server that loads or drains.
 
 grpcio-health-checking's own servicer writes to watchers under the lock that a change needs, so one
 that does not read would keep all others, and the drain, waiting. Here each watcher has a queue of
@@ -25,16 +22,16 @@ NAME = "grpc.health.v1.Health"
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-LIVENESS = "liveness"
-READINESS = "readiness"
 
 
 class HealthService:
-    """The health of "", "liveness", "readiness" and `services`."""
+    """The health of `services` and of "", all the same: SERVING while new work is taken and the
+    device answers, else NOT_SERVING."""
 
     def __init__(self, lifecycle: Lifecycle, services: Collection[str]) -> None:
-        self._statuses = dict.fromkeys(("", LIVENESS, READINESS, *services), _NOT_SERVING)
-        self._watchers: dict[asyncio.Queue[int | None], str] = {}
+        self._services = {"", *services}
+        self._status = _NOT_SERVING
+        self._watchers: set[asyncio.Queue[int | None]] = set()
         self._lifecycle = lifecycle
         lifecycle.subscribe(self._on_state)
 
@@ -54,34 +51,30 @@ class HealthService:
             watcher.put_nowait(None)
 
     def _on_state(self, state: ServerState) -> None:
-        ready, lives = self._lifecycle.ready, state is not ServerState.FAILED
-        changed = set()
-        for service, before in self._statuses.items():
-            status = _SERVING if (lives if service == LIVENESS else ready) else _NOT_SERVING
-            if status != before:
-                self._statuses[service] = status
-                changed.add(service)
-        for watcher, service in self._watchers.items():
-            if service in changed:
-                watcher.put_nowait(self._statuses[service])
+        well = state is ServerState.SERVING and not self._lifecycle.stalled
+        status = _SERVING if well else _NOT_SERVING
+        if status != self._status:
+            self._status = status
+            for watcher in self._watchers:
+                watcher.put_nowait(status)
 
     async def _check(self, data: bytes, context: Context) -> bytes:
-        status = self._statuses.get(await _service(data, context))
-        if status is None:
+        if await _service(data, context) not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
-        return _response(status)
+        return _response(self._status)
 
     async def _watch(self, data: bytes, context: Context) -> None:
-        service = await _service(data, context)
+        known = await _service(data, context) in self._services
         # States change three times in a server's life and stalls are rare: no bound is needed.
         changes: asyncio.Queue[int | None] = asyncio.Queue()
-        self._watchers[changes] = service
+        self._watchers.add(changes)
         try:
-            await context.write(_response(self._statuses.get(service, _UNKNOWN)))
+            await context.write(_response(self._status if known else _UNKNOWN))
             while (status := await changes.get()) is not None:
-                await context.write(_response(status))
+                if known:
+                    await context.write(_response(status))
         finally:
-            del self._watchers[changes]
+            self._watchers.discard(changes)
 
 
 async def _service(data: bytes, context: Context) -> str:
@@ -93,5 +86,5 @@ async def _service(data: bytes, context: Context) -> str:
     await abort(context, refusal)
 
 
-def _response(status: int | None) -> bytes:
+def _response(status: int) -> bytes:
     return serialize(health_pb2.HealthCheckResponse(status=status))

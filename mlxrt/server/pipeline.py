@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from mlxrt_client.v1 import execution_pb2, step_pb2
 
 from mlxrt.core.model import Limits, ModelFacts
-from mlxrt.errors import MlxrtError, field_invalid, unsupported
+from mlxrt.core.step import StepReply
+from mlxrt.errors import MlxrtError, Reason, field_invalid, unsupported
 from mlxrt.server.decode_step import StepCall, StepDecoder
 from mlxrt.server.dispatch import Dispatcher, Waiter
 from mlxrt.server.encode import encode_step
@@ -16,6 +17,8 @@ from mlxrt.server.handler import parse, serialize
 from mlxrt.server.lifecycle import Lifecycle, ServerState
 from mlxrt.server.relocate import PathMap, in_execute, relocate
 from mlxrt.server.special_cases import step_of_decode, step_of_prefill
+from mlxrt.telemetry.caller import CALLER
+from mlxrt.telemetry.tracing import StepTracer
 
 Encoder = Callable[[Waiter, bool], bytes]
 _WithStep = (
@@ -37,6 +40,17 @@ class Pending:
         """The reply bytes; the step has ended."""
         return self._encode(self.waiter, self._replayed)
 
+    def when_done(self, listener: Callable[[StepReply, float, bool], None]) -> None:
+        """Calls `listener` once the step has ended, with its reply, when it was accepted by
+        `time.perf_counter`, and whether this is a repeat of it."""
+        waiter = self.waiter
+
+        def done() -> None:
+            assert waiter.reply is not None
+            listener(waiter.reply, waiter.accepted_s, self._replayed)
+
+        waiter.when_done(done)
+
     async def wait(self) -> bytes:
         """The reply bytes, once the step has ended."""
         await self.waiter.wait()
@@ -56,25 +70,27 @@ class StepPipeline:
         lifecycle: Lifecycle,
         facts: ModelFacts,
         limits: Limits,
+        tracer: StepTracer | None = None,
     ) -> None:
         self.limits = limits
+        self._tracer = tracer
         self._dispatcher = dispatcher
         self._lifecycle = lifecycle
         self._decoder = StepDecoder(facts, limits)
 
     def begin_step(self, data: bytes) -> Pending:
         """Step: accepts a StepRequest. Raises MlxrtError where it is refused."""
-        return self._begin(parse(step_pb2.StepRequest, data), None, _encode_step)
+        return self._start(parse(step_pb2.StepRequest, data), None, _encode_step)
 
     def begin_prefill(self, data: bytes) -> Pending:
         """Prefill: as begin_step."""
         step, path_map = step_of_prefill(parse(execution_pb2.PrefillRequest, data), self.limits)
-        return self._begin(step, path_map, _encode_prefill)
+        return self._start(step, path_map, _encode_prefill)
 
     def begin_decode(self, data: bytes) -> Pending:
         """Decode: as begin_step."""
         step, path_map = step_of_decode(parse(execution_pb2.DecodeRequest, data), self.limits)
-        return self._begin(step, path_map, _encode_decode)
+        return self._start(step, path_map, _encode_decode)
 
     def begin_execute(
         self, data: bytes, may_carry: Callable[[str], bool], carries: Callable[[str], None]
@@ -94,7 +110,8 @@ class StepPipeline:
         session_id = message.step.session.session_id
         if not may_carry(session_id):
             raise field_invalid("step.session.session_id", "this stream carries another session")
-        pending = self._begin(message.step, in_execute, _encode_execute)
+        trace = message.traceparent, message.tracestate
+        pending = self._start(message.step, in_execute, _encode_execute, trace)
         carries(session_id)
         return pending
 
@@ -125,6 +142,28 @@ class StepPipeline:
     def examine(self) -> None:
         """As Dispatcher.examine: for who has met a defect here."""
         self._dispatcher.examine()
+
+    def _start(
+        self,
+        message: step_pb2.StepRequest,
+        path_map: PathMap | None,
+        encode: Encoder,
+        trace: tuple[str, str] = ("", ""),
+    ) -> Pending:
+        """`_begin`, traced where tracing is on; `trace` is the step's own, of the caller's."""
+        if self._tracer is None:
+            return self._begin(message, path_map, encode)
+        span = self._tracer.begin(message, CALLER.get().of_step(*trace))
+        try:
+            pending = self._begin(message, path_map, encode)
+        except MlxrtError as error:
+            span.refused(error)
+            raise
+        except Exception as error:
+            span.refused(MlxrtError(Reason.INTERNAL_DEFECT, type(error).__name__))
+            raise
+        pending.when_done(span.ended)
+        return pending
 
     def _begin(
         self,

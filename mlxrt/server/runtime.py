@@ -15,8 +15,7 @@ from mlxrt.errors import MlxrtError
 from mlxrt.server.dispatch import Dispatcher
 from mlxrt.server.lifecycle import Lifecycle
 from mlxrt.server.pipeline import StepPipeline
-from mlxrt.server.step_watch import tally_steps
-from mlxrt.telemetry.tallies import Tallies
+from mlxrt.telemetry.tracing import StepTracer
 
 _LOGIT_BYTES = 4
 _REPLY_SLACK_BYTES = 32 * 1024
@@ -47,17 +46,11 @@ class Runtime:
 
     def expire(self, now_ms: int) -> list[ClosedSession]:
         """Ends the sessions whose lease has run out by `now_ms`; answers them."""
-        return self._ended(self.core.expire(now_ms))
-
-    def drain(self) -> list[ClosedSession]:
-        """Ends every session that has no step in flight; answers them."""
-        return self._ended(self.core.drain())
-
-    def _ended(self, sessions: list[ClosedSession]) -> list[ClosedSession]:
-        for session in sessions:
+        ended = self.core.expire(now_ms)
+        for session in ended:
             self.dispatcher.forget(session.session_id)
         self.dispatcher.pump()
-        return sessions
+        return ended
 
     @property
     def holds_nothing(self) -> bool:
@@ -113,13 +106,11 @@ def build_runtime(
     lifecycle: Lifecycle,
     now_ms: Callable[[], int],
     on_defect: Callable[[MlxrtError], None],
-    tallies: Tallies | None = None,
+    tracer: StepTracer | None = None,
 ) -> Runtime:
-    """Assembles the runtime of a model that `engine` has loaded; it counts in `tallies`."""
-    tallies = tallies or Tallies()
+    """Assembles the runtime of a model that `engine` has loaded."""
     limits = limits_in_force(configured, facts)
     core = Core(facts, limits)
     dispatcher = Dispatcher(core, engine, now_ms, on_defect)
-    dispatcher.observers.append(tally_steps(tallies))
-    pipeline = StepPipeline(dispatcher, lifecycle, facts, limits)
+    pipeline = StepPipeline(dispatcher, lifecycle, facts, limits, tracer)
     return Runtime(facts, limits, core, dispatcher, pipeline, now_ms)

@@ -126,11 +126,16 @@ class SessionService:
         request = parse(session_pb2.GetSessionRequest, data)
         runtime = self._runtime()
         ref = decode_session(request)
+        count, maximum = len(request.sequence_ids), runtime.limits.max_sequences
+        if count > maximum:
+            raise limit_exceeded("max_sequences", maximum, count, "sequence_ids")
+        chosen = frozenset(request.sequence_ids) or None
         if request.include_tokens:
-            _check_tokens_fit(runtime, ref)
+            _check_tokens_fit(runtime, ref, chosen)
         snapshot = runtime.core.read_session(
-            ref, include_tables=request.include_tables, include_tokens=request.include_tokens
-        )
+            ref, chosen, include_tables=request.include_tables,
+            include_tokens=request.include_tokens,
+        )  # fmt: skip
         answer = serialize(
             session_pb2.GetSessionResponse(
                 lease_ttl_ms=snapshot.lease_ttl_ms,
@@ -166,9 +171,9 @@ class SessionService:
         )
 
 
-def _check_tokens_fit(runtime: Runtime, ref: SessionRef) -> None:
+def _check_tokens_fit(runtime: Runtime, ref: SessionRef, chosen: frozenset[int] | None) -> None:
     """Refuses tokens that can't fit, a byte each at least, before any is looked at."""
-    state = runtime.core.read_session(ref, include_tables=False, include_tokens=False)
+    state = runtime.core.read_session(ref, chosen, include_tables=False, include_tokens=False)
     count, maximum = sum(s.token_count for s in state.sequences), runtime.limits.max_message_bytes
     if count > maximum:
         raise limit_exceeded("max_message_bytes", maximum, count, "include_tokens")

@@ -15,7 +15,6 @@ from typing import IO, Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from mlxrt.addresses import OFF
 from mlxrt.testing.faults import FaultSpec
 
 
@@ -38,8 +37,7 @@ class ServerProcess:
         """Prepares the process.
 
         Args:
-            arguments: of `mlxrt serve`, without `--address`. Metrics are off unless
-                `metrics_address` is set among them.
+            arguments: of `mlxrt serve`, without `--address`.
             start_timeout_s: longest wait for it to serve.
             address: where to listen; None for a unix socket of its own.
             faults: what shall go wrong in it.
@@ -63,8 +61,6 @@ class ServerProcess:
             command[-1] = "mlxrt.testing.faulty_serve"
             command += [f"--fault={spec}" for spec in self._faults]
         command += ["serve", "--address", self.address]
-        if not any(a.startswith("metrics_address=") for a in self._arguments):
-            command += ["--set", f"metrics_address={OFF}"]
         with self._log_path.open("wb") as log:
             self.process = self._start(command + self._arguments, log)
         try:

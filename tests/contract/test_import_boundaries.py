@@ -25,6 +25,9 @@ CORE_FORBIDDEN = {
     "datetime",
 }
 
+FILES_OF_EXTRAS = {"mlxrt/telemetry/tracing.py": "otel"}
+"""The only files that may import what an extra brings, and which."""
+
 PROBE = """
 import importlib, json, sys
 before = set(sys.modules)
@@ -88,12 +91,27 @@ def test_the_core_knows_no_transport_no_device_no_clock_and_no_chance(repository
 
 def test_every_package_that_is_imported_is_declared(repository: Path) -> None:
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
-    declared = {re.split(r"[^\w-]", entry)[0] for entry in project["dependencies"]}
+    always = declared_in(project["dependencies"])
+    of_extra = {
+        repository / path: declared_in(project["optional-dependencies"][extra])
+        for path, extra in FILES_OF_EXTRAS.items()
+    }
     of_root = packages_distributions()
     for path in repository.glob("mlxrt/**/*.py"):
+        declared = always | of_extra.get(path, set())
         for root in imports_of(path) - sys.stdlib_module_names - {"mlxrt"}:
             names = {name.replace("_", "-").lower() for name in of_root.get(root, [root])}
             assert names & declared, f"{path} imports {root}"
+
+
+@pytest.mark.parametrize("module", ["mlxrt.server", "mlxrt.cli", "mlxrt.telemetry.tracing"])
+def test_what_an_extra_brings_is_imported_where_it_is_used_alone(module: str) -> None:
+    assert "opentelemetry" not in roots_imported_by(module)
+
+
+def declared_in(entries: list[str]) -> set[str]:
+    """Returns the names of the packages that requirements ask for."""
+    return {re.split(r"[^\w-]", entry)[0] for entry in entries}
 
 
 def imports_of(path: Path) -> set[str]:

@@ -25,10 +25,10 @@ from mlxrt.config import Settings, load_settings
 from mlxrt.core.core import Core
 from mlxrt.errors import Reason
 from mlxrt.server import ExitCode, Server, ServerState
+from mlxrt.telemetry.tracing import StepTracer
 from mlxrt.testing import FakeEngine
 
 T = TypeVar("T")
-DEFAULTS = {"fake": True, "metrics_address": "off"}
 SERVICES = {
     "SessionService": (
         "OpenSession", "RenewSession", "ResumeSession", "GetSession", "CloseSession",
@@ -96,14 +96,14 @@ def refusal_of(error: grpc.RpcError) -> Refusal:
 class Stream:
     """An Execute call that a test feeds."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    def __init__(self, channel: grpc.Channel, **options: Any) -> None:
         self._requests: Queue[Any] = Queue()
         run = channel.stream_stream(
             "/mlxrt.v1.ExecutionService/Execute",
             request_serializer=lambda m: m if isinstance(m, bytes) else m.SerializeToString(),
             response_deserializer=execution_pb2.ExecuteResponse.FromString,
         )
-        self.call = run(self._feed(), timeout=20)
+        self.call = run(self._feed(), timeout=20, **options)
 
     def _feed(self) -> Iterator[Any]:
         while (request := self._requests.get()) is not None:
@@ -129,8 +129,11 @@ class Harness:
 
     refusal_of = staticmethod(refusal_of)
 
-    def __init__(self, settings: Settings, engine: FakeEngine) -> None:
+    def __init__(
+        self, settings: Settings, engine: FakeEngine, tracer: StepTracer | None = None
+    ) -> None:
         self.engine = engine
+        self.tracer = tracer
         self.settings = settings
         self.exit_code: Future[ExitCode] = Future()
         self._request_ids = itertools.count(1)
@@ -144,7 +147,7 @@ class Harness:
 
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.server = Server(self.settings, self.engine)
+        self.server = Server(self.settings, self.engine, tracer=self.tracer)
         await self.server.start()
         self._started.set()
         self.exit_code.set_result(await self.server.wait())
@@ -204,9 +207,9 @@ class Harness:
         """A fresh request id."""
         return f"request-{next(self._request_ids)}"
 
-    def stream(self) -> Stream:
+    def stream(self, **options: Any) -> Stream:
         """A new Execute call."""
-        return Stream(self.channel)
+        return Stream(self.channel, **options)
 
     def open(self, ttl_ms: int = 0) -> SessionDriver:
         """A new session."""
@@ -296,15 +299,18 @@ def response_type(rpc: str) -> Any:
 
 @pytest.fixture
 def launch() -> Iterator[Callable[..., Harness]]:
-    """Starts servers: `launch(engine=…, **settings)`; each is drained after the test and must then
-    exit 0 unless lost."""
+    """Starts servers: `launch(engine, tracer, **settings)`; each is drained after the test and must
+    then exit 0 unless lost."""
     running: list[Harness] = []
     with tempfile.TemporaryDirectory(prefix="mlxrt") as folder:
 
-        def start(engine: FakeEngine | None = None, **explicit: Any) -> Harness:
+        def start(
+            engine: FakeEngine | None = None, tracer: StepTracer | None = None, **explicit: Any
+        ) -> Harness:
             address = f"unix:{Path(folder) / f'{len(running)}.sock'}"
-            settings = load_settings(None, **{**DEFAULTS, "address": address, **explicit})
-            harness = Harness(settings, engine or FakeEngine(num_blocks=64, block_size=4))
+            settings = load_settings(None, **{"fake": True, "address": address, **explicit})
+            engine = engine or FakeEngine(num_blocks=64, block_size=4)
+            harness = Harness(settings, engine, tracer)
             running.append(harness)
             return harness
 

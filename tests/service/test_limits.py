@@ -132,6 +132,8 @@ def test_max_sequences(limited: Any) -> None:
         session=session.ref, request_id="f", sequence_ids=range(6)
     )
     refused_past(limited, "FreeSequences", free, "max_sequences", 6)
+    get = session_pb2.GetSessionRequest(session=session.ref, sequence_ids=range(6))
+    refused_past(limited, "GetSession", get, "max_sequences", 6)
     session.step(new_sequences=new(1, first=5))
     assert len(session.state().sequences) == 5
 

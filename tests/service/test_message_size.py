@@ -30,6 +30,10 @@ def test_a_state_that_no_message_carries_is_refused_with_the_way_out(
     assert refusal.fields == ("include_tokens",)
     assert server.digest() == before
     assert len(session.state(include_tables=True).sequences) == 9
+    some = session_pb2.GetSessionRequest(
+        session=session.ref, include_tokens=True, sequence_ids=[2, 4, 6, 8]
+    )
+    assert [s.sequence_id for s in server.call("GetSession", some).sequences] == [2, 4, 6, 8]
     free = execution_pb2.FreeSequencesRequest(
         session=session.ref, request_id="free", sequence_ids=range(5, 10)
     )
@@ -64,6 +68,41 @@ def test_blocks_that_no_message_names_are_not_leased(launch: Callable[..., Any])
     assert refusal.fields == ("counts",)
     assert server.digest() == before
     assert len(session.allocate(20_000)) == 20_000
+
+
+def test_what_frees_more_blocks_than_a_message_names_is_refused(launch: Callable[..., Any]) -> None:
+    server = launch(
+        FakeEngine(num_blocks=40_000, block_size=4, max_model_length=1 << 15),
+        limits={"max_message_bytes": MESSAGE_BYTES, "max_model_length": 1 << 15},
+    )
+    session = server.open()
+    for sequence_id in (1, 2, 3):
+        blocks = session.allocate(8192)
+        session.step(
+            new_sequences=[
+                {
+                    "sequence_id": sequence_id, "prompt_token_ids": [3],
+                    "tables": [{"block_ids": blocks}],
+                }
+            ]
+        )  # fmt: skip
+    free = execution_pb2.FreeSequencesRequest(
+        session=session.ref, request_id="free", sequence_ids=[1, 2, 3], free_blocks=True
+    )
+    before = server.digest()
+    refusal = server.refused("FreeSequences", free)
+    assert refusal.reason is Reason.LIMIT_EXCEEDED
+    assert refusal.metadata["limit"] == "max_message_bytes"
+    assert refusal.fields == ("sequence_ids",)
+    assert server.digest() == before
+    for ids in ([1], [2, 3]):
+        free.ClearField("sequence_ids")
+        free.sequence_ids.extend(ids)
+        free.request_id = f"free {ids}"
+        answer = server.call("FreeSequences", free)
+        assert len(answer.freed_blocks[0].block_ids) == 8192 * len(ids)
+        assert answer.ByteSize() <= MESSAGE_BYTES
+        assert server.call("FreeSequences", free) == answer, "a repeat is answered from the store"
 
 
 def test_the_largest_answer_to_a_step_fits(launch: Callable[..., Any]) -> None:

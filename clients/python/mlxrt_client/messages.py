@@ -15,6 +15,7 @@ from mlxrt_client.v1 import (
     ExplicitTokens,
     FreeBlocksRequest,
     FreeSequencesRequest,
+    GetSessionRequest,
     GetTokenizerResponse,
     LastSampledToken,
     LeadingHoles,
@@ -72,7 +73,6 @@ def chunk_item(
     append: Tables | None = None,
     replace: Tables | None = None,
     draft_token_ids: Sequence[int] = (),
-    leading_holes: Mapping[int, int] | None = None,
 ) -> StepItem:
     """Returns rows whose tokens the server knows: of a prompt, or of a resumed sequence.
 
@@ -85,17 +85,12 @@ def chunk_item(
         registered=RegisteredTokens(),
         sample=sample,
         draft_token_ids=draft_token_ids,
-        leading_holes=_holes(leading_holes or {}),
     )
     return _change_tables(item, append, replace)
 
 
 def decode_item(
-    sequence_id: int,
-    *,
-    append: Tables | None = None,
-    leading_holes: Mapping[int, int] | None = None,
-    draft_token_ids: Sequence[int] = (),
+    sequence_id: int, *, append: Tables | None = None, draft_token_ids: Sequence[int] = ()
 ) -> StepItem:
     """Returns one row from the token sampled last, for a sequence that needs a block as well or has
     drafts to verify.
@@ -106,7 +101,6 @@ def decode_item(
         last_sampled=LastSampledToken(),
         sample=True,
         draft_token_ids=draft_token_ids,
-        leading_holes=_holes(leading_holes or {}),
     )
     return _change_tables(item, append, None)
 
@@ -137,11 +131,8 @@ def preempt_item(sequence_id: int) -> StepItem:
 
 def holes_item(sequence_id: int, leading_holes: Mapping[int, int]) -> StepItem:
     """Returns the item that turns the first entries of a table, by group, into holes."""
-    return StepItem(sequence_id=sequence_id, leading_holes=_holes(leading_holes))
-
-
-def _holes(leading_holes: Mapping[int, int]) -> list[LeadingHoles]:
-    return [LeadingHoles(group=group, count=count) for group, count in leading_holes.items()]
+    holes = [LeadingHoles(group=group, count=count) for group, count in leading_holes.items()]
+    return StepItem(sequence_id=sequence_id, leading_holes=holes)
 
 
 def _change_tables(item: StepItem, append: Tables | None, replace: Tables | None) -> StepItem:
@@ -164,6 +155,15 @@ def open_session(lease_ttl_ms: int, client_name: str) -> OpenSessionRequest:
 def resume_session(session: SessionRef) -> ResumeSessionRequest:
     """Returns a request with an id of its own."""
     return ResumeSessionRequest(request_id=new_request_id(), session=session)
+
+
+def get_session(
+    session: SessionRef, tables: bool, tokens: bool, sequence_ids: Iterable[int]
+) -> GetSessionRequest:
+    """A GetSessionRequest."""
+    return GetSessionRequest(
+        session=session, include_tables=tables, include_tokens=tokens, sequence_ids=sequence_ids
+    )
 
 
 def allocate_blocks(session: SessionRef, counts: Mapping[int, int]) -> AllocateBlocksRequest:

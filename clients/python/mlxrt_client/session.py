@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,7 +20,6 @@ from mlxrt_client.retry import CLOSE_PATIENCE_S, RetryPolicy
 from mlxrt_client.stream import ExecuteStream
 from mlxrt_client.v1 import (
     CloseSessionRequest,
-    GetSessionRequest,
     GetSessionResponse,
     PrefillChunk,
     PrefillRequest,
@@ -95,21 +94,31 @@ class Session:
         response = self._client.call(self._client.execution.FreeSequences, request)
         return messages.tables_of(response.freed_blocks)
 
-    def step(self, step: StepRequest) -> StepResponse:
+    def step(self, step: StepRequest, *, traceparent: str = "") -> StepResponse:
         """Runs one step; `session` and `step_number` of `step` are filled in.
+
+        Args:
+            traceparent: the step's trace, as W3C Trace Context has it.
 
         Raises:
             StepDiscardedError: it was accepted and did not commit.
             MlxrtError: it was refused, of the subclass that fits; nothing changed.
         """
-        return self._run(self._client.execution.Step, step)
+        return self._run(self._client.execution.Step, step, traceparent)
 
-    def prefill(self, chunks: Sequence[PrefillChunk]) -> StepResponse:
+    def prefill(
+        self, chunks: Sequence[PrefillChunk], *, traceparent: str = ""
+    ) -> StepResponse:
         """Runs prefill chunks as one step; otherwise as `step`."""
-        return self._run(self._client.execution.Prefill, PrefillRequest(chunks=chunks))
+        request = PrefillRequest(chunks=chunks)
+        return self._run(self._client.execution.Prefill, request, traceparent)
 
     def decode(
-        self, sequence_ids: Sequence[int], appended: Mapping[int, messages.Tables] | None = None
+        self,
+        sequence_ids: Sequence[int],
+        appended: Mapping[int, messages.Tables] | None = None,
+        *,
+        traceparent: str = "",
     ) -> StepResponse:
         """Runs one token for each sequence as one step; otherwise as `step`.
 
@@ -118,16 +127,18 @@ class Session:
             appended: blocks to append first, by sequence id.
         """
         request = messages.decode_request(sequence_ids, appended)
-        return self._run(self._client.execution.Decode, request)
+        return self._run(self._client.execution.Decode, request, traceparent)
 
-    def _run(self, method: Any, request: Numbered) -> StepResponse:
+    def _run(self, method: Any, request: Numbered, traceparent: str) -> StepResponse:
         with self._step_lock:
             if len(self._window):
                 raise RuntimeError("a stream of this session has steps in flight")
             self._align()
             numbered = self._window.number(request)
             try:
-                response = self._client.call(method, numbered, retry=self._step_retry)
+                response = self._client.call(
+                    method, numbered, retry=self._step_retry, traceparent=traceparent
+                )
             except MlxrtError as error:
                 self._window.next_number = expected_number(error, numbered.step_number)
                 self._window.uncertain = isinstance(error, TransportError)
@@ -167,9 +178,15 @@ class Session:
         method = self._client.sessions.RenewSession
         return int(self._client.call(method, request, retry=retry).lease_ttl_ms)
 
-    def state(self, *, tables: bool = False, tokens: bool = False) -> GetSessionResponse:
-        """Returns what the session holds, with the sequences' tables and tokens if asked for."""
-        request = GetSessionRequest(session=self.ref, include_tables=tables, include_tokens=tokens)
+    def state(
+        self, *, tables: bool = False, tokens: bool = False, sequence_ids: Iterable[int] = ()
+    ) -> GetSessionResponse:
+        """Returns what the session holds, with the sequences' tables and tokens if asked for.
+
+        Args:
+            sequence_ids: answer those of them that the session has; none: all sequences.
+        """
+        request = messages.get_session(self.ref, tables, tokens, sequence_ids)
         response: GetSessionResponse = self._client.call(self._client.sessions.GetSession, request)
         return response
 

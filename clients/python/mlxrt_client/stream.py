@@ -44,12 +44,15 @@ class ExecuteStream:
         self._reader = threading.Thread(target=self._run, name="mlxrt-execute", daemon=True)
         self._reader.start()
 
-    def submit(self, step: StepRequest) -> Future[StepResponse]:
+    def submit(self, step: StepRequest, *, traceparent: str = "") -> Future[StepResponse]:
         """Sends a step, after waiting for an answer where too many are in flight.
 
         The future ends with the response; with a `StepDiscardedError` where the accepted step did
         not commit; with another `MlxrtError` where it was refused. It can't be cancelled: a step
         runs.
+
+        Args:
+            traceparent: the step's own trace, as W3C Trace Context has it.
 
         Raises:
             MlxrtError: the session is lost, or the stream was given up; another may be opened.
@@ -63,7 +66,7 @@ class ExecuteStream:
                 raise self._error
             if self._closing:
                 raise RuntimeError("the stream is closed")
-            sent = self._window.add(step, future)
+            sent = self._window.add(step, future, traceparent)
             if self._outbox is not None:
                 self._outbox.put(sent.data)
             else:

@@ -84,9 +84,10 @@ class StepWindow:
         numbered.step_number = self.next_number
         return numbered
 
-    def add(self, step: StepRequest, future: Future) -> SentStep:
+    def add(self, step: StepRequest, future: Future, traceparent: str = "") -> SentStep:
         """Numbers a copy of `step` and remembers its bytes until it is answered."""
-        data = ExecuteRequest(step=self.number(step)).SerializeToString()
+        request = ExecuteRequest(step=self.number(step), traceparent=traceparent)
+        data = request.SerializeToString()
         sent = SentStep(self.next_number, data, future)
         self._sent.append(sent)
         self.next_number += 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
+from mlxrt.core.answers import SessionSnapshot
 from mlxrt.core.step import StepInput
 
 
@@ -42,6 +43,27 @@ class WatchedSession:
     failures: int = 0
     inflight: list[int] = field(default_factory=list)
     sequences: dict[int, WatchedSequence] = field(default_factory=dict)
+
+    def differs(
+        self, answer: SessionSnapshot, sequence_ids: Set[int] | None, *, with_tokens: bool
+    ) -> Iterator[str]:
+        """What in the answer to GetSession disagrees with the commits."""
+        if answer.next_step_number != self.accepted + 1:
+            yield "next step number"
+        if list(answer.inflight_step_numbers) != list(range(self.settled + 1, self.accepted + 1)):
+            yield "steps in flight"
+        held = self.sequences.keys()
+        asked = held if sequence_ids is None else held & sequence_ids
+        if [each.sequence_id for each in answer.sequences] != sorted(asked):
+            yield "sequences"
+        for each in answer.sequences:
+            known = self.sequences[each.sequence_id]
+            if each.token_count != len(known.tokens):
+                yield "token count"
+            if (each.failure is not None) != known.failed:
+                yield "failure"
+            if with_tokens and list(each.token_ids) != known.tokens:
+                yield "tokens"
 
 
 def watch(session_id: str, session: WatchedSession, step: StepInput) -> WatchedStep:

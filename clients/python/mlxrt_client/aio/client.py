@@ -94,17 +94,26 @@ class Client:
             raise
         return session
 
-    async def call(self, method: Any, request: Any, *, retry: RetryPolicy | None = None) -> Any:
+    async def call(
+        self, method: Any, request: Any, *, retry: RetryPolicy | None = None, traceparent: str = ""
+    ) -> Any:
         """Calls a unary method of a stub, with repeats, and returns its response.
+
+        Args:
+            retry: in place of the client's own.
+            traceparent: the trace that it belongs to, as W3C Trace Context has it.
 
         Raises:
             MlxrtError: of the subclass that fits.
         """
         policy = retry or self.retry
         course = Retry(policy)
+        metadata = [("traceparent", traceparent)] if traceparent else None
         while True:
             try:
-                return await method(request, timeout=policy.attempt_timeout_s)
+                return await method(
+                    request, timeout=policy.attempt_timeout_s, metadata=metadata
+                )
             except grpc.RpcError as failure:
                 error = error_from_rpc(failure)
                 delay_s = course.delay_s(error, time.monotonic())

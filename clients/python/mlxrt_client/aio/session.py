@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,7 +20,6 @@ from mlxrt_client.errors import (
 from mlxrt_client.retry import CLOSE_PATIENCE_S, RetryPolicy
 from mlxrt_client.v1 import (
     CloseSessionRequest,
-    GetSessionRequest,
     GetSessionResponse,
     PrefillChunk,
     PrefillRequest,
@@ -86,34 +85,46 @@ class Session:
         response = await self._client.call(self._client.execution.FreeSequences, request)
         return messages.tables_of(response.freed_blocks)
 
-    async def step(self, step: StepRequest) -> StepResponse:
+    async def step(self, step: StepRequest, *, traceparent: str = "") -> StepResponse:
         """Runs one step; `session` and `step_number` of `step` are filled in.
+
+        Args:
+            traceparent: the step's trace, as W3C Trace Context has it.
 
         Raises:
             StepDiscardedError: it was accepted and did not commit.
             MlxrtError: it was refused, of the subclass that fits; nothing changed.
         """
-        return await self._run(self._client.execution.Step, step)
+        return await self._run(self._client.execution.Step, step, traceparent)
 
-    async def prefill(self, chunks: Sequence[PrefillChunk]) -> StepResponse:
+    async def prefill(
+        self, chunks: Sequence[PrefillChunk], *, traceparent: str = ""
+    ) -> StepResponse:
         """Runs prefill chunks as one step; otherwise as `step`."""
-        return await self._run(self._client.execution.Prefill, PrefillRequest(chunks=chunks))
+        request = PrefillRequest(chunks=chunks)
+        return await self._run(self._client.execution.Prefill, request, traceparent)
 
     async def decode(
-        self, sequence_ids: Sequence[int], appended: Mapping[int, messages.Tables] | None = None
+        self,
+        sequence_ids: Sequence[int],
+        appended: Mapping[int, messages.Tables] | None = None,
+        *,
+        traceparent: str = "",
     ) -> StepResponse:
         """Runs one token for each sequence, with blocks to append first by sequence id."""
         request = messages.decode_request(sequence_ids, appended)
-        return await self._run(self._client.execution.Decode, request)
+        return await self._run(self._client.execution.Decode, request, traceparent)
 
-    async def _run(self, method: Any, request: Numbered) -> StepResponse:
+    async def _run(self, method: Any, request: Numbered, traceparent: str) -> StepResponse:
         async with self._step_lock:
             if len(self._window):
                 raise RuntimeError("a stream of this session has steps in flight")
             await self._align()
             numbered = self._window.number(request)
             try:
-                response = await self._client.call(method, numbered, retry=self._step_retry)
+                response = await self._client.call(
+                    method, numbered, retry=self._step_retry, traceparent=traceparent
+                )
             except MlxrtError as error:
                 self._window.next_number = expected_number(error, numbered.step_number)
                 self._window.uncertain = isinstance(error, TransportError)
@@ -155,9 +166,15 @@ class Session:
         method = self._client.sessions.RenewSession
         return int((await self._client.call(method, request, retry=retry)).lease_ttl_ms)
 
-    async def state(self, *, tables: bool = False, tokens: bool = False) -> GetSessionResponse:
-        """Returns what the session holds, with the sequences' tables and tokens if asked for."""
-        request = GetSessionRequest(session=self.ref, include_tables=tables, include_tokens=tokens)
+    async def state(
+        self, *, tables: bool = False, tokens: bool = False, sequence_ids: Iterable[int] = ()
+    ) -> GetSessionResponse:
+        """Returns what the session holds, with the sequences' tables and tokens if asked for.
+
+        Args:
+            sequence_ids: answer those of them that the session has; none: all sequences.
+        """
+        request = messages.get_session(self.ref, tables, tokens, sequence_ids)
         method = self._client.sessions.GetSession
         response: GetSessionResponse = await self._client.call(method, request)
         return response

@@ -44,12 +44,17 @@ class ExecuteStream:
         self._error: BaseException | None = None
         self._reader = asyncio.create_task(self._run(), name="mlxrt-execute")
 
-    async def submit(self, step: StepRequest) -> asyncio.Future[StepResponse]:
+    async def submit(
+        self, step: StepRequest, *, traceparent: str = ""
+    ) -> asyncio.Future[StepResponse]:
         """Sends a step, after waiting for an answer where too many are in flight.
 
         The future ends with the response; with a `StepDiscardedError` where the accepted step did
         not commit; with another `MlxrtError` where it was refused. Cancelling it does not stop the
         step.
+
+        Args:
+            traceparent: the step's own trace, as W3C Trace Context has it.
 
         Raises:
             MlxrtError: the session is lost, or the stream was given up; another may be opened.
@@ -62,7 +67,7 @@ class ExecuteStream:
         if self._closing:
             raise RuntimeError("the stream is closed")
         future: asyncio.Future[StepResponse] = asyncio.get_running_loop().create_future()
-        sent = self._window.add(step, future)
+        sent = self._window.add(step, future, traceparent)
         if self._outbox is not None:
             self._outbox.put_nowait(sent.data)
         else:

@@ -29,7 +29,7 @@ from . import session_pb2 as mlxrt_dot_v1_dot_session__pb2
 from . import step_pb2 as mlxrt_dot_v1_dot_step__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18mlxrt/v1/execution.proto\x12\x08mlxrt.v1\x1a\x14mlxrt/v1/block.proto\x1a\x14mlxrt/v1/error.proto\x1a\x17mlxrt/v1/sequence.proto\x1a\x16mlxrt/v1/session.proto\x1a\x13mlxrt/v1/step.proto\"x\n\x15\x41llocateBlocksRequest\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12$\n\x06\x63ounts\x18\x03 \x03(\x0b\x32\x14.mlxrt.v1.BlockCount\">\n\x16\x41llocateBlocksResponse\x12$\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x14.mlxrt.v1.BlockTable\"t\n\x11\x46reeBlocksRequest\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12$\n\x06\x62locks\x18\x03 \x03(\x0b\x32\x14.mlxrt.v1.BlockTable\"?\n\x12\x46reeBlocksResponse\x12)\n\x0b\x66ree_blocks\x18\x01 \x03(\x0b\x32\x14.mlxrt.v1.BlockCount\"\xc5\x01\n\x0cPrefillChunk\x12\'\n\x08sequence\x18\x01 \x01(\x0b\x32\x15.mlxrt.v1.NewSequence\x12\x13\n\x0bsequence_id\x18\x02 \x01(\x04\x12\x1b\n\x0estart_position\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x11\n\trow_count\x18\x04 \x01(\r\x12$\n\x06\x61ppend\x18\x05 \x03(\x0b\x32\x14.mlxrt.v1.BlockTable\x12\x0e\n\x06sample\x18\x06 \x01(\x08\x42\x11\n\x0f_start_position\"t\n\x0ePrefillRequest\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\x12\x13\n\x0bstep_number\x18\x02 \x01(\x04\x12&\n\x06\x63hunks\x18\x03 \x03(\x0b\x32\x16.mlxrt.v1.PrefillChunk\"7\n\x0fPrefillResponse\x12$\n\x04step\x18\x01 \x01(\x0b\x32\x16.mlxrt.v1.StepResponse\"K\n\x0eSequenceBlocks\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12$\n\x06\x61ppend\x18\x02 \x03(\x0b\x32\x14.mlxrt.v1.BlockTable\"\x8d\x01\n\rDecodeRequest\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\x12\x13\n\x0bstep_number\x18\x02 \x01(\x04\x12\x14\n\x0csequence_ids\x18\x03 \x03(\x04\x12*\n\x08\x61ppended\x18\x04 \x03(\x0b\x32\x18.mlxrt.v1.SequenceBlocks\"6\n\x0e\x44\x65\x63odeResponse\x12$\n\x04step\x18\x01 \x01(\x0b\x32\x16.mlxrt.v1.StepResponse\"r\n\x0e\x45xecuteRequest\x12%\n\x04step\x18\x01 \x01(\x0b\x32\x15.mlxrt.v1.StepRequestH\x00\x12.\n\x08sampling\x18\x02 \x01(\x0b\x32\x1a.mlxrt.v1.DeferredSamplingH\x00\x42\t\n\x07message\"f\n\x0f\x45xecuteResponse\x12&\n\x04step\x18\x01 \x01(\x0b\x32\x16.mlxrt.v1.StepResponseH\x00\x12 \n\x05\x65rror\x18\x02 \x01(\x0b\x32\x0f.mlxrt.v1.ErrorH\x00\x42\t\n\x07message\"|\n\x14\x46reeSequencesRequest\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x14\n\x0csequence_ids\x18\x03 \x03(\x04\x12\x13\n\x0b\x66ree_blocks\x18\x04 \x01(\x08\"C\n\x15\x46reeSequencesResponse\x12*\n\x0c\x66reed_blocks\x18\x01 \x03(\x0b\x32\x14.mlxrt.v1.BlockTable\"b\n\x13\x45xportBlocksRequest\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\x12$\n\x06\x62locks\x18\x02 \x01(\x0b\x32\x14.mlxrt.v1.BlockTable\";\n\x14\x45xportBlocksResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63hunk_crc32c\x18\x02 \x01(\r\"\x9b\x01\n\x13ImportBlocksRequest\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12$\n\x06\x62locks\x18\x03 \x01(\x0b\x32\x14.mlxrt.v1.BlockTable\x12\r\n\x05\x63hunk\x18\x04 \x01(\x0c\x12\x14\n\x0c\x63hunk_crc32c\x18\x05 \x01(\r\"+\n\x14ImportBlocksResponse\x12\x13\n\x0b\x62lock_count\x18\x01 \x01(\rB,\n\x0c\x64\x65v.mlxrt.v1P\x01Z\x1amlxrt.dev/mlxrt/v1;mlxrtv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18mlxrt/v1/execution.proto\x12\x08mlxrt.v1\x1a\x14mlxrt/v1/block.proto\x1a\x14mlxrt/v1/error.proto\x1a\x17mlxrt/v1/sequence.proto\x1a\x16mlxrt/v1/session.proto\x1a\x13mlxrt/v1/step.proto\"x\n\x15\x41llocateBlocksRequest\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12$\n\x06\x63ounts\x18\x03 \x03(\x0b\x32\x14.mlxrt.v1.BlockCount\">\n\x16\x41llocateBlocksResponse\x12$\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x14.mlxrt.v1.BlockTable\"t\n\x11\x46reeBlocksRequest\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12$\n\x06\x62locks\x18\x03 \x03(\x0b\x32\x14.mlxrt.v1.BlockTable\"?\n\x12\x46reeBlocksResponse\x12)\n\x0b\x66ree_blocks\x18\x01 \x03(\x0b\x32\x14.mlxrt.v1.BlockCount\"\xc5\x01\n\x0cPrefillChunk\x12\'\n\x08sequence\x18\x01 \x01(\x0b\x32\x15.mlxrt.v1.NewSequence\x12\x13\n\x0bsequence_id\x18\x02 \x01(\x04\x12\x1b\n\x0estart_position\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x11\n\trow_count\x18\x04 \x01(\r\x12$\n\x06\x61ppend\x18\x05 \x03(\x0b\x32\x14.mlxrt.v1.BlockTable\x12\x0e\n\x06sample\x18\x06 \x01(\x08\x42\x11\n\x0f_start_position\"t\n\x0ePrefillRequest\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\x12\x13\n\x0bstep_number\x18\x02 \x01(\x04\x12&\n\x06\x63hunks\x18\x03 \x03(\x0b\x32\x16.mlxrt.v1.PrefillChunk\"7\n\x0fPrefillResponse\x12$\n\x04step\x18\x01 \x01(\x0b\x32\x16.mlxrt.v1.StepResponse\"K\n\x0eSequenceBlocks\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12$\n\x06\x61ppend\x18\x02 \x03(\x0b\x32\x14.mlxrt.v1.BlockTable\"\x8d\x01\n\rDecodeRequest\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\x12\x13\n\x0bstep_number\x18\x02 \x01(\x04\x12\x14\n\x0csequence_ids\x18\x03 \x03(\x04\x12*\n\x08\x61ppended\x18\x04 \x03(\x0b\x32\x18.mlxrt.v1.SequenceBlocks\"6\n\x0e\x44\x65\x63odeResponse\x12$\n\x04step\x18\x01 \x01(\x0b\x32\x16.mlxrt.v1.StepResponse\"\x9b\x01\n\x0e\x45xecuteRequest\x12%\n\x04step\x18\x01 \x01(\x0b\x32\x15.mlxrt.v1.StepRequestH\x00\x12.\n\x08sampling\x18\x02 \x01(\x0b\x32\x1a.mlxrt.v1.DeferredSamplingH\x00\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\x12\x12\n\ntracestate\x18\x04 \x01(\tB\t\n\x07message\"f\n\x0f\x45xecuteResponse\x12&\n\x04step\x18\x01 \x01(\x0b\x32\x16.mlxrt.v1.StepResponseH\x00\x12 \n\x05\x65rror\x18\x02 \x01(\x0b\x32\x0f.mlxrt.v1.ErrorH\x00\x42\t\n\x07message\"|\n\x14\x46reeSequencesRequest\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x14\n\x0csequence_ids\x18\x03 \x03(\x04\x12\x13\n\x0b\x66ree_blocks\x18\x04 \x01(\x08\"C\n\x15\x46reeSequencesResponse\x12*\n\x0c\x66reed_blocks\x18\x01 \x03(\x0b\x32\x14.mlxrt.v1.BlockTable\"b\n\x13\x45xportBlocksRequest\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\x12$\n\x06\x62locks\x18\x02 \x01(\x0b\x32\x14.mlxrt.v1.BlockTable\";\n\x14\x45xportBlocksResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x14\n\x0c\x63hunk_crc32c\x18\x02 \x01(\r\"\x9b\x01\n\x13ImportBlocksRequest\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12$\n\x06\x62locks\x18\x03 \x01(\x0b\x32\x14.mlxrt.v1.BlockTable\x12\r\n\x05\x63hunk\x18\x04 \x01(\x0c\x12\x14\n\x0c\x63hunk_crc32c\x18\x05 \x01(\r\"+\n\x14ImportBlocksResponse\x12\x13\n\x0b\x62lock_count\x18\x01 \x01(\rB,\n\x0c\x64\x65v.mlxrt.v1P\x01Z\x1amlxrt.dev/mlxrt/v1;mlxrtv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -57,20 +57,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DECODEREQUEST']._serialized_end=1115
   _globals['_DECODERESPONSE']._serialized_start=1117
   _globals['_DECODERESPONSE']._serialized_end=1171
-  _globals['_EXECUTEREQUEST']._serialized_start=1173
-  _globals['_EXECUTEREQUEST']._serialized_end=1287
-  _globals['_EXECUTERESPONSE']._serialized_start=1289
-  _globals['_EXECUTERESPONSE']._serialized_end=1391
-  _globals['_FREESEQUENCESREQUEST']._serialized_start=1393
-  _globals['_FREESEQUENCESREQUEST']._serialized_end=1517
-  _globals['_FREESEQUENCESRESPONSE']._serialized_start=1519
-  _globals['_FREESEQUENCESRESPONSE']._serialized_end=1586
-  _globals['_EXPORTBLOCKSREQUEST']._serialized_start=1588
-  _globals['_EXPORTBLOCKSREQUEST']._serialized_end=1686
-  _globals['_EXPORTBLOCKSRESPONSE']._serialized_start=1688
-  _globals['_EXPORTBLOCKSRESPONSE']._serialized_end=1747
-  _globals['_IMPORTBLOCKSREQUEST']._serialized_start=1750
-  _globals['_IMPORTBLOCKSREQUEST']._serialized_end=1905
-  _globals['_IMPORTBLOCKSRESPONSE']._serialized_start=1907
-  _globals['_IMPORTBLOCKSRESPONSE']._serialized_end=1950
+  _globals['_EXECUTEREQUEST']._serialized_start=1174
+  _globals['_EXECUTEREQUEST']._serialized_end=1329
+  _globals['_EXECUTERESPONSE']._serialized_start=1331
+  _globals['_EXECUTERESPONSE']._serialized_end=1433
+  _globals['_FREESEQUENCESREQUEST']._serialized_start=1435
+  _globals['_FREESEQUENCESREQUEST']._serialized_end=1559
+  _globals['_FREESEQUENCESRESPONSE']._serialized_start=1561
+  _globals['_FREESEQUENCESRESPONSE']._serialized_end=1628
+  _globals['_EXPORTBLOCKSREQUEST']._serialized_start=1630
+  _globals['_EXPORTBLOCKSREQUEST']._serialized_end=1728
+  _globals['_EXPORTBLOCKSRESPONSE']._serialized_start=1730
+  _globals['_EXPORTBLOCKSRESPONSE']._serialized_end=1789
+  _globals['_IMPORTBLOCKSREQUEST']._serialized_start=1792
+  _globals['_IMPORTBLOCKSREQUEST']._serialized_end=1947
+  _globals['_IMPORTBLOCKSRESPONSE']._serialized_start=1949
+  _globals['_IMPORTBLOCKSRESPONSE']._serialized_end=1992
 # @@protoc_insertion_point(module_scope)

@@ -101,12 +101,16 @@ class DecodeResponse(_message.Message):
     def __init__(self, step: _Optional[_Union[_step_pb2.StepResponse, _Mapping]] = ...) -> None: ...
 
 class ExecuteRequest(_message.Message):
-    __slots__ = ("step", "sampling")
+    __slots__ = ("step", "sampling", "traceparent", "tracestate")
     STEP_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    TRACESTATE_FIELD_NUMBER: _ClassVar[int]
     step: _step_pb2.StepRequest
     sampling: _step_pb2.DeferredSampling
-    def __init__(self, step: _Optional[_Union[_step_pb2.StepRequest, _Mapping]] = ..., sampling: _Optional[_Union[_step_pb2.DeferredSampling, _Mapping]] = ...) -> None: ...
+    traceparent: str
+    tracestate: str
+    def __init__(self, step: _Optional[_Union[_step_pb2.StepRequest, _Mapping]] = ..., sampling: _Optional[_Union[_step_pb2.DeferredSampling, _Mapping]] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
 
 class ExecuteResponse(_message.Message):
     __slots__ = ("step", "error")

@@ -163,7 +163,8 @@ class ExecutionServiceServicer(object):
         """Releases sequences outside a step.
 
         - NOT_FOUND, SEQUENCE_UNKNOWN: an id is not registered; nothing was released.
-        - RESOURCE_EXHAUSTED, LIMIT_EXCEEDED: more ids than max_sequences; send fewer.
+        - RESOURCE_EXHAUSTED, LIMIT_EXCEEDED: more ids than max_sequences, or max_message_bytes could not hold the blocks that their tables
+        name (with free_blocks); send fewer.
         - FAILED_PRECONDITION, REQUEST_MISMATCH: as above.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -26,7 +26,7 @@ from . import block_pb2 as mlxrt_dot_v1_dot_block__pb2
 from . import error_pb2 as mlxrt_dot_v1_dot_error__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16mlxrt/v1/session.proto\x12\x08mlxrt.v1\x1a\x14mlxrt/v1/block.proto\x1a\x14mlxrt/v1/error.proto\"/\n\nSessionRef\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"S\n\x12OpenSessionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0clease_ttl_ms\x18\x02 \x01(\r\x12\x13\n\x0b\x63lient_name\x18\x03 \x01(\t\"g\n\x13OpenSessionResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\x12\x14\n\x0clease_ttl_ms\x18\x02 \x01(\r\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\"<\n\x13RenewSessionRequest\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\",\n\x14RenewSessionResponse\x12\x14\n\x0clease_ttl_ms\x18\x01 \x01(\r\"Q\n\x14ResumeSessionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12%\n\x07session\x18\x02 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\"n\n\x15ResumeSessionResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\x12\x14\n\x0clease_ttl_ms\x18\x02 \x01(\r\x12\x18\n\x10next_step_number\x18\x03 \x01(\x04\"j\n\x11GetSessionRequest\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\x12\x16\n\x0einclude_tables\x18\x02 \x01(\x08\x12\x16\n\x0einclude_tokens\x18\x03 \x01(\x08\"\xbc\x01\n\x12GetSessionResponse\x12\x14\n\x0clease_ttl_ms\x18\x01 \x01(\r\x12\x18\n\x10next_step_number\x18\x02 \x01(\x04\x12\x1d\n\x15inflight_step_numbers\x18\x03 \x03(\x04\x12+\n\rleased_blocks\x18\x04 \x03(\x0b\x32\x14.mlxrt.v1.BlockTable\x12*\n\tsequences\x18\x05 \x03(\x0b\x32\x17.mlxrt.v1.SequenceState\"\xa6\x01\n\rSequenceState\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x13\n\x0btoken_count\x18\x03 \x01(\x03\x12$\n\x06tables\x18\x04 \x03(\x0b\x32\x14.mlxrt.v1.BlockTable\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12 \n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x0f.mlxrt.v1.Error\"<\n\x13\x43loseSessionRequest\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\"c\n\x14\x43loseSessionResponse\x12*\n\x0c\x66reed_blocks\x18\x01 \x03(\x0b\x32\x14.mlxrt.v1.BlockCount\x12\x1f\n\x17released_sequence_count\x18\x02 \x01(\rB,\n\x0c\x64\x65v.mlxrt.v1P\x01Z\x1amlxrt.dev/mlxrt/v1;mlxrtv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16mlxrt/v1/session.proto\x12\x08mlxrt.v1\x1a\x14mlxrt/v1/block.proto\x1a\x14mlxrt/v1/error.proto\"/\n\nSessionRef\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"S\n\x12OpenSessionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0clease_ttl_ms\x18\x02 \x01(\r\x12\x13\n\x0b\x63lient_name\x18\x03 \x01(\t\"g\n\x13OpenSessionResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\x12\x14\n\x0clease_ttl_ms\x18\x02 \x01(\r\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\"<\n\x13RenewSessionRequest\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\",\n\x14RenewSessionResponse\x12\x14\n\x0clease_ttl_ms\x18\x01 \x01(\r\"Q\n\x14ResumeSessionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12%\n\x07session\x18\x02 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\"n\n\x15ResumeSessionResponse\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\x12\x14\n\x0clease_ttl_ms\x18\x02 \x01(\r\x12\x18\n\x10next_step_number\x18\x03 \x01(\x04\"\x80\x01\n\x11GetSessionRequest\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\x12\x16\n\x0einclude_tables\x18\x02 \x01(\x08\x12\x16\n\x0einclude_tokens\x18\x03 \x01(\x08\x12\x14\n\x0csequence_ids\x18\x04 \x03(\x04\"\xbc\x01\n\x12GetSessionResponse\x12\x14\n\x0clease_ttl_ms\x18\x01 \x01(\r\x12\x18\n\x10next_step_number\x18\x02 \x01(\x04\x12\x1d\n\x15inflight_step_numbers\x18\x03 \x03(\x04\x12+\n\rleased_blocks\x18\x04 \x03(\x0b\x32\x14.mlxrt.v1.BlockTable\x12*\n\tsequences\x18\x05 \x03(\x0b\x32\x17.mlxrt.v1.SequenceState\"\xa6\x01\n\rSequenceState\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x10\n\x08position\x18\x02 \x01(\x03\x12\x13\n\x0btoken_count\x18\x03 \x01(\x03\x12$\n\x06tables\x18\x04 \x03(\x0b\x32\x14.mlxrt.v1.BlockTable\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12 \n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x0f.mlxrt.v1.Error\"<\n\x13\x43loseSessionRequest\x12%\n\x07session\x18\x01 \x01(\x0b\x32\x14.mlxrt.v1.SessionRef\"c\n\x14\x43loseSessionResponse\x12*\n\x0c\x66reed_blocks\x18\x01 \x03(\x0b\x32\x14.mlxrt.v1.BlockCount\x12\x1f\n\x17released_sequence_count\x18\x02 \x01(\rB,\n\x0c\x64\x65v.mlxrt.v1P\x01Z\x1amlxrt.dev/mlxrt/v1;mlxrtv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,14 +48,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESUMESESSIONREQUEST']._serialized_end=508
   _globals['_RESUMESESSIONRESPONSE']._serialized_start=510
   _globals['_RESUMESESSIONRESPONSE']._serialized_end=620
-  _globals['_GETSESSIONREQUEST']._serialized_start=622
-  _globals['_GETSESSIONREQUEST']._serialized_end=728
-  _globals['_GETSESSIONRESPONSE']._serialized_start=731
-  _globals['_GETSESSIONRESPONSE']._serialized_end=919
-  _globals['_SEQUENCESTATE']._serialized_start=922
-  _globals['_SEQUENCESTATE']._serialized_end=1088
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=1090
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=1150
-  _globals['_CLOSESESSIONRESPONSE']._serialized_start=1152
-  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1251
+  _globals['_GETSESSIONREQUEST']._serialized_start=623
+  _globals['_GETSESSIONREQUEST']._serialized_end=751
+  _globals['_GETSESSIONRESPONSE']._serialized_start=754
+  _globals['_GETSESSIONRESPONSE']._serialized_end=942
+  _globals['_SEQUENCESTATE']._serialized_start=945
+  _globals['_SEQUENCESTATE']._serialized_end=1111
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=1113
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=1173
+  _globals['_CLOSESESSIONRESPONSE']._serialized_start=1175
+  _globals['_CLOSESESSIONRESPONSE']._serialized_end=1274
 # @@protoc_insertion_point(module_scope)

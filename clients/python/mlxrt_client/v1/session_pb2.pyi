@@ -66,14 +66,16 @@ class ResumeSessionResponse(_message.Message):
     def __init__(self, session: _Optional[_Union[SessionRef, _Mapping]] = ..., lease_ttl_ms: _Optional[int] = ..., next_step_number: _Optional[int] = ...) -> None: ...
 
 class GetSessionRequest(_message.Message):
-    __slots__ = ("session", "include_tables", "include_tokens")
+    __slots__ = ("session", "include_tables", "include_tokens", "sequence_ids")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_TABLES_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_IDS_FIELD_NUMBER: _ClassVar[int]
     session: SessionRef
     include_tables: bool
     include_tokens: bool
-    def __init__(self, session: _Optional[_Union[SessionRef, _Mapping]] = ..., include_tables: bool = ..., include_tokens: bool = ...) -> None: ...
+    sequence_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, session: _Optional[_Union[SessionRef, _Mapping]] = ..., include_tables: bool = ..., include_tokens: bool = ..., sequence_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GetSessionResponse(_message.Message):
     __slots__ = ("lease_ttl_ms", "next_step_number", "inflight_step_numbers", "leased_blocks", "sequences")

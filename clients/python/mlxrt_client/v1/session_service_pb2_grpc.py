@@ -109,8 +109,8 @@ class SessionServiceServicer(object):
         """Says what the session holds and where each sequence stands.
 
         - NOT_FOUND, SESSION_UNKNOWN; ABORTED, EPOCH_STALE: as in RenewSession.
-        - RESOURCE_EXHAUSTED, LIMIT_EXCEEDED: the answer is larger than max_message_bytes; ask without tokens or tables, or free
-        sequences first.
+        - RESOURCE_EXHAUSTED, LIMIT_EXCEEDED: the answer is larger than max_message_bytes; ask without tokens or tables, or for fewer
+        sequences. Or there are more ids than max_sequences; send fewer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
