@@ -116,7 +116,6 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
         block_size=config.block_size,
         vocabulary_size=shape.vocabulary_size,
         buckets=buckets,
-        launches_ahead=device.kind != "cpu",
     )
     progress(0.8, "warming up")
     warm_up(runner, buckets, config, max_length)

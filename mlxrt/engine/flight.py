@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ import mlx.core as mx
 
 from mlxrt.core.step import StepPlan, Timings
 from mlxrt.engine.batch import Batch
-from mlxrt.engine.forward import StepGraph
+from mlxrt.engine.forward import StepGraph, StepValues
 from mlxrt.errors import MlxrtError
 
 
@@ -23,9 +24,12 @@ class Flight:
         snapshot: the pool's handles as they were before the step; dropped at launch where they
             would force a copy.
         failure: set once it is known that the step failed.
-        watched_error: what waiting for the step in another thread raised.
         launched: whether the graph was handed to the device.
-        ended: set, by any thread, once the device has ended the step.
+        values: what was read once the device had ended the step.
+        read_error: what reading raised in the place of values.
+        ended_s: when the device had ended the step, as far as the reading thread saw;
+            `time.perf_counter`.
+        was_read: set when `read` has come to its end.
     """
 
     plan: StepPlan
@@ -33,16 +37,29 @@ class Flight:
     graph: StepGraph | None = None
     snapshot: list[mx.array] = field(default_factory=list)
     failure: MlxrtError | None = None
-    watched_error: Exception | None = None
-    ended: bool = False
     launched: bool = False
     launched_s: float = 0.0
+    values: StepValues | None = None
+    read_error: Exception | None = None
+    ended_s: float = 0.0
+    was_read: threading.Event = field(default_factory=threading.Event)
     timings: Timings = field(default_factory=Timings)
 
     @property
     def on_device(self) -> bool:
         """Whether the device may still be working for it."""
         return self.graph is not None and self.failure is None
+
+    def read(self) -> None:
+        """Waits for the device and reads `values`, or `read_error`. One thread, once."""
+        assert self.graph is not None
+        try:
+            self.graph.wait()
+            self.ended_s = time.perf_counter()
+            self.values = self.graph.read()
+        except Exception as error:
+            self.read_error = error
+        self.was_read.set()
 
     def unread_tokens(self) -> mx.array | None:
         """The tokens that the step samples, `[K]` int32; None where it samples none."""

@@ -10,12 +10,29 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 from mlx.nn.layers.base import Module
+from numpy.typing import NDArray
 
 from mlxrt.attention import AttentionPath, PagedLayer, StepBinding, StepMetadata
+from mlxrt.core.step import SampledRow
 from mlxrt.engine.batch import Batch
 from mlxrt.engine.mirrors import decode_pending
 from mlxrt.engine.sampling import Sampled, SamplingBatch, sample
 from mlxrt.models.rows import RowSelector
+
+
+@dataclass(frozen=True, slots=True)
+class StepValues:
+    """What was read of a step.
+
+    Attributes:
+        tokens: one per selected row.
+        details: by selected row, for those that have more than a token or failed.
+        logits: [n, V], one row per selection that answers logits; None without any.
+    """
+
+    tokens: list[int]
+    details: dict[int, SampledRow]
+    logits: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +51,28 @@ class StepGraph:
     witness: mx.array | None
 
     signal: mx.array = field(init=False)
-    """One element that is there when the rest is; for the thread that waits, and for it alone."""
+    """The sampled tokens once more, or the witness: for the thread that reads, and for it alone."""
 
     def __post_init__(self) -> None:
-        # Two threads must not wait for one array, nor may one wait for what another builds on.
-        object.__setattr__(self, "signal", self.arrays()[0].reshape(-1)[:1] + 1)
+        # Two threads must not wait for one array, nor may one wait for what another builds on:
+        # the next step is built on the tokens.
+        object.__setattr__(self, "signal", self.arrays()[0] + 0)
 
     def arrays(self) -> list[mx.array]:
-        """What is read after the step."""
+        """What the device has to compute, the signal left out."""
         arrays = [] if self.sampled is None else self.sampled.arrays()
         return arrays + [array for array in (self.logits, self.witness) if array is not None]
+
+    def wait(self) -> None:
+        """Waits for the device. Raises what the device did."""
+        np.array(self.signal)
+
+    def read(self) -> StepValues:
+        """Reads the step after `wait`, on the same thread. Raises what the device did."""
+        logits = None if self.logits is None else np.array(self.logits)
+        if self.sampled is None:
+            return StepValues([], {}, logits)
+        return StepValues(*self.sampled.read(np.array(self.signal)), logits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,4 @@
-"""The MLX engine: one thread that owns everything of MLX's, and one that only waits for launched
-steps.
+"""The MLX engine: one thread that owns everything of MLX's, and one that reads launched steps.
 
 Other threads hand plans in and hear outcomes; they touch no array. Importing this module imports no
 mlx: the engine's thread does, after the environment that MLX reads has been prepared.
@@ -11,6 +10,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from mlxrt.engine.base import EngineListener
 from mlxrt.engine.counters import EngineCounters
 from mlxrt.engine.engine_config import EngineConfig
 from mlxrt.engine.environment import prepare_environment
+from mlxrt.engine.reader import Reader
 from mlxrt.errors import MlxrtError, Reason
 from mlxrt.exit_code import ExitCode
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mlxrt.engine.assembly import Assembled
     from mlxrt.engine.flight import Flight
     from mlxrt.engine.memory_plan import MemoryPlan
+    from mlxrt.engine.runner import StepRunner
 
 _IDLE_BEAT_S = 0.5
 
@@ -42,13 +44,14 @@ class MlxEngine:
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self._inbox: deque[StepPlan] = deque()
-        # Guards the inbox, `_closing` and the flights' `ended`; no MLX work is done under it.
+        # Guards the inbox, `_closing` and what the reader has to say; no MLX work is done under it.
         self._changed = threading.Condition()
         self._closing = False
         self._beat_s = time.monotonic()
         self._listener: EngineListener | None = None
         self._assembled: Assembled | None = None
-        self._watcher: _Watcher | None = None
+        self._read_failed = False
+        self._reader_defect: Exception | None = None
         self._final_counters = EngineCounters()
         self._plan: MemoryPlan | None = None
         self._path_reason = ""
@@ -152,13 +155,15 @@ class MlxEngine:
 
     def _run(self, assembled: Assembled, listener: EngineListener) -> None:
         """Serves until closed."""
-        self._watcher = _Watcher(self._changed)
-        self._watcher.start()
+        runner = assembled.runner
+        reader = Reader(partial(self._was_read, runner))
+        runner.read_elsewhere(reader.take)
+        reader.start()
         try:
             listener.on_ready(assembled.facts, assembled.description)
-            self._serve(assembled)
+            self._serve(runner)
         finally:
-            self._watcher.stop()
+            reader.stop()
 
     def _release(self) -> None:
         """Frees what the device holds."""
@@ -174,110 +179,47 @@ class MlxEngine:
         assert self._listener is not None
         self._listener.on_progress(fraction, activity)
 
-    def _serve(self, assembled: Assembled) -> None:
+    def _serve(self, runner: StepRunner) -> None:
         """Runs plans until closed and empty."""
-        runner = assembled.runner
         while True:
             self._beat()
-            plan = self._next_plan(runner.flights)
+            plan = self._next_plan(runner)
             if plan is not None:
                 runner.begin(plan, self._answer)
-            elif not runner.flights:
+            elif self._closing and not runner.flights:
                 return
-            while runner.flights and self._must_finish(runner.flights):
-                self._answer(runner.finish())
+            runner.finish_read(self._answer, recover=True)
 
-    def _next_plan(self, flights: deque[Flight]) -> StepPlan | None:
-        """Waits for a plan, or for the oldest flight to end; None for the latter, and when closed
-        and empty.
-        """
-        watched = None
+    def _next_plan(self, runner: StepRunner) -> StepPlan | None:
+        """Waits for a plan; None once closed and empty, and where a step could not be read."""
         with self._changed:
             while not self._inbox:
-                if flights:
-                    if flights[0].ended:
-                        return None
-                    if watched is not flights[0]:
-                        watched = flights[0]
-                        assert self._watcher is not None
-                        self._watcher.watch(watched)
-                elif self._closing:
+                if self._reader_defect is not None:
+                    raise self._reader_defect
+                if self._read_failed or (self._closing and not runner.flights):
+                    self._read_failed = False
                     return None
                 self._changed.wait(_IDLE_BEAT_S)
-                if not flights:
+                if not runner.flights:
                     self._beat()
             return self._inbox.popleft()
 
-    def _must_finish(self, flights: deque[Flight]) -> bool:
-        """Whether nothing can be gained by looking for another plan before the oldest flight is
-        read.
-        """
-        if flights[0].ended or not flights[0].on_device:
-            return True
+    def _was_read(self, runner: StepRunner, flight: Flight) -> None:
+        """Answers what the reader has read; on its thread."""
+        defect = None
+        try:
+            runner.finish_read(self._answer, recover=False)
+        except Exception as error:
+            defect = error
         with self._changed:
-            return len(flights) >= self.depth or (self._closing and not self._inbox)
+            self._read_failed |= flight.read_error is not None
+            self._reader_defect = self._reader_defect or defect
+            self._changed.notify_all()
 
     def _answer(self, outcome: StepOutcome) -> None:
         self._beat()
         assert self._listener is not None
         self._listener.on_outcome(outcome)
-
-
-class _Watcher:
-    """A thread that waits for one launched step at a time and says when it has ended.
-
-    It reads an array of its own that the engine's thread has launched, which any thread may do. An
-    array that the engine's thread waits for or builds on would not do: MLX guards no array against
-    two threads.
-    """
-
-    def __init__(self, changed: threading.Condition) -> None:
-        self._changed = changed
-        # So that the engine's thread is the one that drops a flight's arrays.
-        self._kept: list[Flight] = []
-        self._flight: Flight | None = None
-        self._stopped = False
-        self._asked = threading.Condition()
-        self._thread = threading.Thread(target=self._main, name="mlxrt-watcher", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def watch(self, flight: Flight) -> None:
-        """Asks for `flight.ended`; a flight that is watched already ends first."""
-        self._kept = [kept for kept in self._kept if not kept.ended]
-        self._kept.append(flight)
-        with self._asked:
-            self._flight = flight
-            self._asked.notify()
-
-    def stop(self) -> None:
-        """Ends the thread, after the flight that it waits for."""
-        with self._asked:
-            self._stopped = True
-            self._asked.notify()
-        self._thread.join()
-
-    def _main(self) -> None:
-        import numpy as np
-
-        while True:
-            with self._asked:
-                while self._flight is None and not self._stopped:
-                    self._asked.wait()
-                if self._stopped:
-                    return
-                flight, self._flight = self._flight, None
-            assert flight is not None
-            try:
-                if flight.graph is not None:
-                    np.array(flight.graph.signal)
-            except Exception as error:
-                flight.watched_error = error
-            with self._changed:
-                flight.ended = True
-                flight = None
-                self._changed.notify_all()
 
 
 def _load_failure(error: Exception) -> MlxrtError:

@@ -8,21 +8,12 @@ from numpy.typing import NDArray
 from mlxrt.core.step import Entry, SampledRow, StepOutcome
 from mlxrt.core.verification import verify
 from mlxrt.engine.flight import Flight
+from mlxrt.engine.forward import StepValues
 
 
-def outcome_of(
-    flight: Flight,
-    tokens: list[int],
-    details: dict[int, SampledRow],
-    logits: NDArray[np.float32] | None,
-) -> StepOutcome:
-    """Assembles the outcome of a step that ended.
-
-    Args:
-        tokens: one per selected row.
-        details: by selected row, for those that have more than a token or failed.
-        logits: [n, V], one row per selection that answers logits.
-    """
+def outcome_of(flight: Flight, values: StepValues) -> StepOutcome:
+    """Assembles the outcome of a step that ended, of what was read of it."""
+    tokens, details, logits = values.tokens, values.details, values.logits
     plan, batch = flight.plan, flight.batch
     outcome = StepOutcome(plan.ticket, timings=flight.timings)
     if batch is None:

@@ -1,4 +1,4 @@
-"""Runs plans one after the other: build, launch, read. Owned by the engine's thread.
+"""Runs plans one after the other: build, launch, read.
 
 A step is built while the one before may be running; its tokens come from there as lazy arrays. Each
 step is one lazy graph and one `async_eval`.
@@ -6,6 +6,7 @@ step is one lazy graph and one `async_eval`.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from mlxrt.core.step import SampledRow, StepOutcome, StepPlan
 from mlxrt.engine.batch import Batch, apply_changes, build_batch, undo_batch
 from mlxrt.engine.counters import EngineCounters
 from mlxrt.engine.flight import Flight, microseconds_since
-from mlxrt.engine.forward import Forward
+from mlxrt.engine.forward import Forward, StepValues
 from mlxrt.engine.mirrors import SequenceMirrors, decode_pending, resolve_before
 from mlxrt.engine.outcome import outcome_of
 from mlxrt.engine.sampling import SamplingBatch, SamplingRow
@@ -33,6 +34,9 @@ class DeviceLostError(Exception):
 class StepRunner:
     """Plans in, outcomes out, in order.
 
+    One thread begins plans. Whoever reads launched steps, if that is another thread, may finish
+    those that went well, also while the first one is inside a launch.
+
     Attributes:
         flights: plans begun and not finished, oldest first.
         counters: what was done so far.
@@ -45,21 +49,19 @@ class StepRunner:
         block_size: int,
         vocabulary_size: int,
         buckets: tuple[int, ...],
-        launches_ahead: bool,
     ) -> None:
-        """Takes over the forward.
-
-        Args:
-            launches_ahead: launch a step while the one before runs. Wrong where a launch blocks, as
-                MLX's does on a CPU: the answer to the step before would wait for it.
-        """
+        """Takes over the forward."""
         self.flights: deque[Flight] = deque()
         self.counters = EngineCounters()
         self._forward = forward
         self._block_size = block_size
         self._vocabulary_size = vocabulary_size
         self._buckets = buckets
-        self._launches_ahead = launches_ahead and forward.path.overlaps
+        self._hand_over: Callable[[Flight], None] | None = None
+        # Guards flights, mirrors and counts. Let go of while a launch blocks.
+        self._turn = threading.Lock()
+        # Finished by another thread; dropped, with their arrays, by the one that begins plans.
+        self._finished: list[Flight] = []
         self._mirrors = SequenceMirrors(group_count=forward.group_count)
         self._parity = 0
         self._failed: dict[int, MlxrtError] = {}
@@ -76,6 +78,12 @@ class StepRunner:
         self.counters = EngineCounters()
         self._forward.path.counts = AttendCounts()
 
+    def read_elsewhere(self, hand_over: Callable[[Flight], None]) -> None:
+        """From now on launched flights are handed over to be read, and then finished by
+        `finish_read`.
+        """
+        self._hand_over = hand_over
+
     def begin(self, plan: StepPlan, deliver: Callable[[StepOutcome], None]) -> None:
         """Builds and launches a plan; delivers the outcomes that have to be read before that,
         before that.
@@ -83,8 +91,40 @@ class StepRunner:
         Raises:
             DeviceLostError: the device failed.
         """
+        with self._turn:
+            self._finished.clear()
+            self._begin(plan, deliver)
+
+    def finish(self) -> StepOutcome:
+        """Waits for the oldest plan and returns its outcome; where nobody else reads.
+
+        Raises:
+            DeviceLostError: the device failed.
+        """
+        with self._turn:
+            return self._finish()
+
+    def finish_read(self, deliver: Callable[[StepOutcome], None], *, recover: bool) -> None:
+        """Delivers the outcomes that nothing has to be waited for any more.
+
+        Args:
+            recover: go on over a step that could not be read. For the thread that begins plans.
+
+        Raises:
+            DeviceLostError: the device failed.
+        """
+        with self._turn:
+            while self.flights and not self._must_wait(self.flights[0], recover):
+                deliver(self._finish())
+
+    def _must_wait(self, flight: Flight, recover: bool) -> bool:
+        if not flight.on_device:
+            return False
+        return not flight.was_read.is_set() or (flight.read_error is not None and not recover)
+
+    def _begin(self, plan: StepPlan, deliver: Callable[[StepOutcome], None]) -> None:
         while sum(flight.on_device for flight in self.flights) > 1:
-            deliver(self.finish())
+            deliver(self._finish())
         flight = Flight(plan)
         started_s = flight.timings.begun_s = time.perf_counter()
         apply_changes(plan, self._mirrors)
@@ -97,8 +137,8 @@ class StepRunner:
             return
         self._build(flight)
         flight.timings.build_us = microseconds_since(started_s)
-        while not self._launches_ahead and len(self.flights) > 1:
-            deliver(self.finish())
+        while not self._forward.path.overlaps and len(self.flights) > 1:
+            deliver(self._finish())
         if flight.graph is not None:
             if predecessor is not None and predecessor.failure is not None:
                 self._fail_dependent(flight, predecessor)
@@ -107,18 +147,17 @@ class StepRunner:
             else:
                 self._forward.restore(flight.snapshot)
 
-    def finish(self) -> StepOutcome:
-        """Waits for the oldest plan and returns its outcome.
-
-        Raises:
-            DeviceLostError: the device failed.
-        """
-        flight = self.flights.popleft()
+    def _finish(self) -> StepOutcome:
+        flight = self.flights[0]
+        if flight.on_device:
+            self._wait_for(flight)
+        self.flights.popleft()
+        self._finished.append(flight)
         if flight.plan.cancelled and flight.failure is None:
             self._fail(flight, _predecessor_failed())
         outcome = None
         if flight.failure is None:
-            outcome = self._read(flight)
+            outcome = self._take_values(flight)
         if flight.failure is not None or outcome is None:
             self.counters.failed_steps += not flight.plan.cancelled
             assert flight.failure is not None
@@ -166,36 +205,44 @@ class StepRunner:
             counters.head_rows += len(batch.selected_sequences)
         flight.launched, flight.launched_s = True, time.perf_counter()
         try:
-            mx.async_eval(flight.graph.arrays(), forward.pools(), flight.graph.signal)  # type: ignore[no-untyped-call]
+            arrays = [*flight.graph.arrays(), *forward.pools(), flight.graph.signal]
+            self._turn.release()
+            try:
+                mx.async_eval(arrays)  # type: ignore[no-untyped-call]
+            finally:
+                self._turn.acquire()
         except Exception as error:
             self._recover(flight, "launching the step", error)
-        flight.snapshot = flight.snapshot if flight.failure is None else []
+            return
+        flight.snapshot = []
+        if self._hand_over is not None:
+            self._hand_over(flight)
 
-    def _read(self, flight: Flight) -> StepOutcome | None:
-        """Waits for the step; None where that failed."""
-        graph, batch = flight.graph, flight.batch
-        if graph is None:
-            return outcome_of(flight, [], {}, None)
-        try:
-            if flight.watched_error is not None:
-                raise flight.watched_error
-            first = graph.arrays()[0]
-            np.array(first)
-            started_s = time.perf_counter()
-            busy_from_s = max(flight.launched_s, self._device_idle_s)
-            flight.timings.device_from_s = busy_from_s
-            flight.timings.device_us = int((started_s - busy_from_s) * 1e6)
-            self._device_idle_s = started_s
-            tokens, details = ([], {}) if graph.sampled is None else graph.sampled.read()
-            logits = None if graph.logits is None else np.array(graph.logits)
-        except Exception as error:
-            self._recover(flight, "waiting for the step", error)
+    def _wait_for(self, flight: Flight) -> None:
+        """Returns once the flight was read."""
+        if self._hand_over is None:
+            flight.read()
+        else:
+            flight.was_read.wait()
+
+    def _take_values(self, flight: Flight) -> StepOutcome | None:
+        """The outcome of what was read; None where reading failed."""
+        batch = flight.batch
+        if flight.graph is None:
+            return outcome_of(flight, StepValues([], {}, None))
+        if flight.values is None:
+            assert flight.read_error is not None
+            self._recover(flight, "waiting for the step", flight.read_error)
             return None
-        outcome = outcome_of(flight, tokens, details, logits)
+        busy_from_s = max(flight.launched_s, self._device_idle_s)
+        flight.timings.device_from_s = busy_from_s
+        flight.timings.device_us = int((flight.ended_s - busy_from_s) * 1e6)
+        self._device_idle_s = flight.ended_s
+        outcome = outcome_of(flight, flight.values)
         if batch is not None:
-            self._resolve(batch, np.array(tokens, np.int32))
+            self._resolve(batch, np.array(flight.values.tokens, np.int32))
             self._keep_accepted(flight.plan, outcome)
-        flight.timings.sample_us = microseconds_since(started_s)
+        flight.timings.sample_us = microseconds_since(flight.ended_s)
         return outcome
 
     def _resolve(self, batch: Batch, tokens: np.ndarray[tuple[int], np.dtype[np.int32]]) -> None:

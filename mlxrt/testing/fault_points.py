@@ -95,7 +95,7 @@ def _wrap_engine(engine: Any, faults: Faults) -> None:
 
 
 def _wrap_forward(forward: Any, faults: Faults) -> None:
-    """The engine of MLX asks the graph for its arrays twice: to launch it and to wait for it."""
+    """The engine of MLX asks a graph for its arrays to launch it, then another thread reads it."""
     build = forward.build
 
     def passing(*values: Any) -> Any:
@@ -111,20 +111,18 @@ class _FaultyGraph:
     def __init__(self, graph: Any, faults: Faults) -> None:
         self._graph = graph
         self._faults = faults
-        self._launched = False
-        self._waited = False
 
     def arrays(self) -> Any:
-        self._faults.reach(Point.DEVICE if self._launched else Point.LAUNCH)
-        self._waited, self._launched = self._launched, True
+        self._faults.reach(Point.LAUNCH)
         return self._graph.arrays()
 
-    @property
-    def sampled(self) -> Any:
-        if self._waited:
-            self._waited = False
-            self._faults.reach(Point.READ)
-        return self._graph.sampled
+    def wait(self) -> None:
+        self._faults.reach(Point.DEVICE)
+        self._graph.wait()
+
+    def read(self) -> Any:
+        self._faults.reach(Point.READ)
+        return self._graph.read()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._graph, name)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 
 class Point(enum.StrEnum):
-    """Where a step is. The engine's four are passed on the engine's thread, all others on the event
+    """Where a step is. The engine's four are passed on its threads, all others on the event
     loop's."""
 
     DECODE = "decode"

@@ -16,7 +16,13 @@ from mlxrt.testing.faults import ENGINE_POINTS, Fault, Faults, FaultSpec, Point
 from mlxrt.testing.oracle import record
 from mlxrt.testing.server_thread import ServerThread
 
-SETTINGS: dict[str, Any] = {"model": "bundled", "num_blocks": 64, "row_buckets": (16,)}
+# Tests that run before may have bound MLX to the BLAS of its wheel.
+SETTINGS: dict[str, Any] = {
+    "model": "bundled",
+    "num_blocks": 64,
+    "row_buckets": (16,),
+    "blas": "reference",
+}
 PROMPTS = [[11, 12, 13], [400, 2], [7, 8, 9, 10, 11], [1000, 900, 800]]
 TOKENS_MAX = 12
 DELAY_MS = 200

@@ -14,23 +14,20 @@ from mlxrt.errors import Reason
 PROMPT = [4, 8, 15, 16, 23]
 
 
-@pytest.fixture(params=["gather", "native", "native, launched ahead"])
+@pytest.fixture(params=["gather", "native"])
 def runner(request, checkpoint):
     """A runner with two sequences whose prompts are computed: 1 and 2, the same.
 
-    Launching ahead is what GPUs do; on a CPU it is slower and just as right.
+    The native path launches a step while the one before runs; gather reads that one first.
     """
-    attention, _, ahead = request.param.partition(", ")
     config = EngineConfig(
         model=str(checkpoint("qwen3")),
-        attention=attention,
+        attention=request.param,
         block_size=4,
         num_blocks=64,
         poison_pool=True,
     )
     runner = assemble(config, lambda fraction, activity: None).runner
-    assert not runner._launches_ahead
-    runner._launches_ahead = bool(ahead)
     plan = StepPlan(1)
     for handle in (1, 2):
         plan.registrations.append(Registration(handle, PROMPT, GREEDY, 0))
@@ -53,7 +50,7 @@ def failing_read(monkeypatch):
     """Makes reading the next step fail, as an error of the device would."""
     original = Sampled.read
 
-    def read(self):
+    def read(self, tokens):
         monkeypatch.setattr(Sampled, "read", original)
         raise RuntimeError("the device says no")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from mlxrt.core.step import SampledRow
 from mlxrt.engine.sampling.rules import LogprobGroup
@@ -80,13 +81,17 @@ class Sampled:
             arrays += group.arrays()
         return arrays
 
-    def read(self) -> tuple[list[int], dict[int, SampledRow]]:
+    def read(self, sampled: NDArray[np.int32]) -> tuple[list[int], dict[int, SampledRow]]:
         """Returns the tokens, and by row what is more than a token: logprobs, or a failure.
 
         The failure is NON_FINITE_LOGITS; the token of such a row has no meaning. Waits for the
         device if the arrays are not evaluated yet.
+
+        Args:
+            sampled: [S], the content of `tokens`. That array itself is left to whoever builds the
+                next step on it.
         """
-        tokens: list[int] = np.array(self.tokens)[: self.count].tolist()
+        tokens: list[int] = sampled[: self.count].tolist()
         details: dict[int, SampledRow] = {}
         for group in self.logprobs:
             group.read_into(tokens, details)

@@ -106,7 +106,8 @@ def run() -> Run:
     ) -> tuple[list[int], dict[int, SampledRow]]:
         batch = SamplingBatch.build(rows, logits.shape[1])
         tokens = None if pending is None else mx.array(pending, mx.int32)
-        return sample(mx.array(logits).astype(dtype), batch, tokens).read()
+        sampled = sample(mx.array(logits).astype(dtype), batch, tokens)
+        return sampled.read(np.array(sampled.tokens))
 
     return call
 
