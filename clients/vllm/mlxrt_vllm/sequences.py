@@ -1,0 +1,81 @@
+"""What vLLM's scheduler and the server both know of a sequence, and the blocks of the server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Row
+from dataclasses import dataclass, field
+
+from mlxrt_client import v1
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One request of vLLM's, as the server stands once every step sent has committed.
+
+    Attributes:
+        request_id: vLLM's.
+        number: the server's id for it.
+        tokens: known here: the prompt, then everything sampled and answered.
+        known: number of tokens known to the server; more than `tokens` while a sample is on its
+            way.
+        position: of the next row.
+        tables: vLLM's block ids by group, 0 for its null block.
+        holes: leading entries of each table that the server has been told are holes.
+        top_logprobs: alternatives asked for with each token; None for no logprobs.
+        prompt_top_logprobs: the same for the prompt.
+        prompt_length: tokens of the prompt.
+        explicit: the server knows other tokens than vLLM: rows carry theirs until it has caught up.
+    """
+
+    request_id: str
+    number: int
+    tokens: list[int]
+    known: int
+    tables: list[list[int]]
+    holes: list[int]
+    top_logprobs: int | None
+    prompt_top_logprobs: int | None
+    prompt_length: int
+    position: int = 0
+    explicit: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A group whose rows see the last `size` positions; `size` 0 for all."""
+
+    size: int
+    block_size: int
+
+    def first_read(self, position: int) -> int:
+        """First position that a row at `position` sees."""
+        return max(0, position - self.size + 1) if self.size else 0
+
+    def holes(self, position: int) -> int:
+        """Leading blocks that no row at `position` or later sees."""
+        return self.first_read(position) // self.block_size
+
+
+@dataclass(slots=True)
+class Pool:
+    """The leased blocks: the server's id for each of vLLM's, and how far each is computed.
+
+    Attributes:
+        leased: by group, the server's ids; entry 0 is the hole, which is vLLM's null block.
+        filled: by group, computed positions of each block once every step sent has committed.
+    """
+
+    leased: list[list[int]]
+    filled: list[list[int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Nothing is computed yet."""
+        self.filled = [[0] * len(ids) for ids in self.leased]
+
+    def tables(self, block_ids: Row[Row[int]]) -> list[v1.BlockTable]:
+        """vLLM's ids by group as the server's tables; groups without blocks are left out."""
+        return [
+            v1.BlockTable(group=group, block_ids=[self.leased[group][block] for block in ids])
+            for group, ids in enumerate(block_ids)
+            if ids
+        ]
