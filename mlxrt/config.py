@@ -225,6 +225,16 @@ class Settings(BaseSettings):
         description="A second place, HOST:PORT, that answers grpc.health.v1 alone, without TLS and "
         "token: for probes that speak neither. Default: off.",
     )
+    metrics_address: Annotated[str, AfterValidator(checked_side_address)] = Field(
+        "127.0.0.1:9464",
+        description="Where Prometheus scrapes, HOST:PORT over HTTP, or off. A port that is taken: "
+        "refused where this is set, else the server goes on without metrics and says so.",
+    )
+    metrics_beyond_loopback: bool = Field(
+        False,
+        description="Let metrics_address be one that other machines reach: it has neither TLS nor "
+        "tokens, and whoever reaches it reads the metrics. Default: false.",
+    )
     attention: Literal["auto", "native", "gather"] = Field(
         "auto",
         description="How attention is computed. auto: native where the device has a kernel for it.",
@@ -242,8 +252,13 @@ class Settings(BaseSettings):
     block_size: int = Field(16, ge=1, le=256, description="Positions in a block. 1 to 256.")
     num_blocks: int | None = Field(
         None, ge=2, le=1 << 31,
-        description="Blocks of the pool, block 0 included. At least 2. Default: as many as the "
-        "memory plan allows.",
+        description="Blocks of each group's pool, block 0 included. At least 2. Default: as many "
+        "as the memory plan allows.",
+    )  # fmt: skip
+    window_num_blocks: int | None = Field(
+        None, ge=2, le=1 << 31,
+        description="Blocks of the pool of each group with a sliding window: fewer, for clients "
+        "that give back what left it. At least 2. Default: as many as the other groups have.",
     )  # fmt: skip
     memory_fraction: float = Field(
         0.8, gt=0, le=1,
@@ -285,6 +300,12 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _bind_is_safe(self) -> Settings:
         """Refuses what others could reach without proving who they are."""
+        metrics = self.metrics_address
+        if metrics != OFF and not is_local(metrics) and not self.metrics_beyond_loopback:
+            raise ValueError(
+                f"metrics_address: {metrics!r} can be reached from other machines, without TLS or "
+                "token: use a loopback address or off, or set metrics_beyond_loopback"
+            )
         if self.address.startswith("unix:") and self.tls.enabled:
             raise ValueError("a unix socket is its owner's alone and takes no TLS: leave tls unset")
         if is_local(self.address):

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = ("mlxrt", "mlxrt-client", "mlx", "mlx-lm", "numpy", "grpcio", "protobuf")
+
+
+@cache
+def own_version() -> str:
+    """Version of mlxrt."""
+    try:
+        return version("mlxrt")
+    except PackageNotFoundError:
+        return "0+unknown"
 
 
 def installed_versions() -> dict[str, str]:

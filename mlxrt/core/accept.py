@@ -39,7 +39,7 @@ def accept(
         session.sequences[sequence_id] = sequence
         register(plan, sequence)
     for block, change in draft.refs.items():
-        block.refs += change
+        session.count_names(block, change)
     if draft.distrust:
         session.distrust_all()
     _change_tables(session, draft, plan)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mlxrt.core.step import StepReply
-from mlxrt.errors import MlxrtError
+from mlxrt.errors import MlxrtError, Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,24 +113,46 @@ class Counters:
     """What happened since the start; each only rises.
 
     Attributes:
-        blocks_freed: by cause: "free_blocks", "free_sequences", "close", "expiry".
+        sequences_failed: by reason, each sequence once.
+        blocks_freed: by cause: "free_blocks", "free_sequences", "close", "expiry", "drain".
     """
 
     sessions_opened: int
     sessions_closed: int
     sessions_expired: int
+    sessions_drained: int
     sessions_resumed: int
     steps_accepted: int
     steps_committed: int
     steps_discarded: int
     steps_replayed: int
     sequences_registered: int
-    sequences_failed: int
+    sequences_failed: dict[Reason, int]
     blocks_allocated: int
     blocks_freed: dict[str, int]
 
     @classmethod
     def zero(cls) -> Counters:
         """All zero."""
-        causes = ("free_blocks", "free_sequences", "close", "expiry")
-        return cls(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, dict.fromkeys(causes, 0))
+        causes = ("free_blocks", "free_sequences", "close", "expiry", "drain")
+        return cls(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, {}, 0, dict.fromkeys(causes, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """How much of everything there is now.
+
+    Attributes:
+        inflight_steps: accepted and without an outcome; `queued_steps` of them wait for the engine.
+        free_blocks, leased_blocks, shared_blocks: by group. A block given back while a step in
+            flight may touch it is neither free nor leased; one that two table entries name or more
+            is shared.
+    """
+
+    sessions: int
+    sequences: int
+    inflight_steps: int
+    queued_steps: int
+    free_blocks: tuple[int, ...]
+    leased_blocks: tuple[int, ...]
+    shared_blocks: tuple[int, ...]

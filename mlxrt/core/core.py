@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence, Set
 from mlxrt.core import block_calls, session_calls, step_calls
 from mlxrt.core.answers import (
     Accepted,
+    Census,
     ClosedSession,
     Counters,
     InFlight,
@@ -137,6 +138,10 @@ class Core:
         """
         return session_calls.expire(self._state, now_ms)
 
+    def drain(self) -> list[ClosedSession]:
+        """Ends every session that has no step in flight, whatever its lease."""
+        return session_calls.drain(self._state)
+
     def next_expiry_ms(self) -> int | None:
         """When expire has something to do at the earliest; None while nothing can expire."""
         return session_calls.next_expiry_ms(self._state)
@@ -249,6 +254,10 @@ class Core:
     def queued_count(self) -> int:
         """Accepted steps that next_plan has not handed out."""
         return len(self._state.tickets) - len(self._state.handed_out)
+
+    def census(self) -> Census:
+        """How much of everything there is now; costs a look at each session."""
+        return session_calls.census(self._state)
 
     @property
     def counters(self) -> Counters:

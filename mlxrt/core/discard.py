@@ -87,7 +87,7 @@ def fail_sequence(sequence: Sequence, failure: MlxrtError, ticket: Ticket, bound
     alive = [ticket, *(each for each in session.inflight if each.doomed is None)]
     undo(alive, bounds)
     sequence.failure = failure
-    ticket.failed_count += 1
+    ticket.failed.append(failure.reason)
     redo(alive, bounds)
     for each in alive:
         each.irregular = True

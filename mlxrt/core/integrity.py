@@ -68,6 +68,7 @@ def _check_refs(session: Session) -> None:
             assert block.refs == counts[block], (
                 f"block {block_id}: {block.refs} refs, {counts[block]} entries"
             )
+        assert session.shared[group] == sum(block.refs > 1 for block in blocks.values())
 
 
 def _check_numbers(session: Session, stored_replies: int) -> None:

@@ -23,6 +23,7 @@ class Session:
         unregistered: sequences that the engine does not know under their present handle; the next
             step registers them.
         next_step_number: one more than the last accepted.
+        shared: by group, the leased blocks that two table entries name or more.
     """
 
     __slots__ = (
@@ -39,6 +40,7 @@ class Session:
         "seed",
         "sequences",
         "session_id",
+        "shared",
         "unregistered",
     )
 
@@ -63,6 +65,7 @@ class Session:
         self.next_step_number = 1
         self.sequences: dict[int, Sequence] = {}
         self.blocks: list[dict[int, Block]] = [{} for _ in range(group_count)]
+        self.shared = [0] * group_count
         self.inflight: deque[Ticket] = deque()
         self.queue: deque[Ticket] = deque()
         self.unregistered: dict[Sequence, None] = {}
@@ -78,7 +81,13 @@ class Session:
         for table in tables:
             for block in table:
                 if block is not None:
-                    block.refs -= 1
+                    self.count_names(block, -1)
+
+    def count_names(self, block: Block, change: int) -> None:
+        """Notes that `change` more table entries name the block."""
+        before = block.refs
+        block.refs = after = before + change
+        self.shared[block.group] += (after > 1) - (before > 1)
 
     def distrust_all(self) -> None:
         """Makes every sequence prove its next reads and writes anew."""

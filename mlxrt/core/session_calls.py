@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 
 from mlxrt.core.answers import (
+    Census,
     ClosedSession,
     OpenedSession,
     ResumedSession,
@@ -157,6 +158,28 @@ def expire(state: State, now_ms: int) -> list[ClosedSession]:
     ]
     state.counters.sessions_expired += len(over)
     return [end_session(state, session, "expiry") for session in over]
+
+
+def drain(state: State) -> list[ClosedSession]:
+    """As Core.drain."""
+    idle = [session for session in state.sessions.values() if not session.inflight]
+    state.counters.sessions_drained += len(idle)
+    return [end_session(state, session, "drain") for session in idle]
+
+
+def census(state: State) -> Census:
+    """As Core.census."""
+    sessions = state.sessions.values()
+    groups = range(state.bounds.group_count)
+    return Census(
+        sessions=len(sessions),
+        sequences=sum(len(session.sequences) for session in sessions),
+        inflight_steps=len(state.tickets),
+        queued_steps=len(state.tickets) - len(state.handed_out),
+        free_blocks=state.pool.free_counts(),
+        leased_blocks=tuple(sum(len(s.blocks[group]) for s in sessions) for group in groups),
+        shared_blocks=tuple(sum(s.shared[group] for s in sessions) for group in groups),
+    )
 
 
 def next_expiry_ms(state: State) -> int | None:

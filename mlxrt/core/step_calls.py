@@ -148,7 +148,9 @@ def _conclude(state: State, session: Session, ticket: Ticket, outcome: StepOutco
         failure = outcome.failure or malformed(ticket, outcome)
         if failure is None:
             reply = commit(ticket, outcome, state.bounds)
-            state.counters.sequences_failed += ticket.failed_count
+            for reason in ticket.failed:
+                failed = state.counters.sequences_failed
+                failed[reason] = failed.get(reason, 0) + 1
             state.counters.steps_committed += 1
             return reply
         error = failure

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mlxrt.core.block import Block
 from mlxrt.core.sequence import Sequence
 from mlxrt.core.step import StepPlan
-from mlxrt.errors import MlxrtError
+from mlxrt.errors import MlxrtError, Reason
 
 if TYPE_CHECKING:
     from mlxrt.core.session import Session
@@ -109,7 +109,7 @@ class Ticket:
         superseded: sequences whose tables a later step replaced: this step no longer moves their
             position.
         irregular: set where commit must look at each decode alone.
-        failed_count: sequences that failed in it.
+        failed: reasons of the sequences that failed in it.
         doomed: why the step will not commit; None while it may.
         handed_out: next_plan has given it away.
         quarantine: blocks, `(group, id)`, that were freed while this was the session's last
@@ -127,7 +127,7 @@ class Ticket:
         "digest",
         "doomed",
         "epoch",
-        "failed_count",
+        "failed",
         "handed_out",
         "irregular",
         "items",
@@ -158,7 +158,7 @@ class Ticket:
         self.copies: list[Copy] = []
         self.superseded: set[Sequence] = set()
         self.irregular = False
-        self.failed_count = 0
+        self.failed: list[Reason] = []
         self.doomed: MlxrtError | None = None
         self.handed_out = False
         self.quarantine: list[tuple[int, int]] = []

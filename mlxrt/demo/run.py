@@ -121,7 +121,7 @@ def _table(scheduler: Scheduler, wall_s: float, block_count: int, held: int) -> 
         ("tokens", f"{s.token_count}"),
         ("tokens/s", f"{s.token_count / wall_s:.0f}"),
         ("preemptions", f"{s.preemption_count}"),
-        ("blocks used at most", f"{s.blocks_used_max} of {block_count}"),
+        ("blocks used at most", f"{s.blocks_used_max[0]} of {block_count}"),
         ("blocks returned", "all" if held == 0 else f"all but {held}"),
         ("time in all", f"{wall_s:.2f} s"),
         ("time beside the model", f"{beside_s:.2f} s ({100 * beside_s / wall_s:.0f} %)"),

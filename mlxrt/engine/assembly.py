@@ -27,7 +27,13 @@ from mlxrt.engine.base import EngineDescription
 from mlxrt.engine.device import Device, current_device
 from mlxrt.engine.engine_config import EngineConfig, default_buckets
 from mlxrt.engine.forward import Forward, LayerGroup
-from mlxrt.engine.memory_plan import CPU_POOL_BYTES_MAX, MemoryPlan, StepShape, plan_memory
+from mlxrt.engine.memory_plan import (
+    CPU_POOL_BYTES_MAX,
+    GroupBlocks,
+    MemoryPlan,
+    StepShape,
+    plan_memory,
+)
 from mlxrt.engine.runner import StepRunner
 from mlxrt.engine.warm_up import warm_up
 from mlxrt.models import Checkpoint, check_semantics, family_of, read_checkpoint
@@ -97,7 +103,7 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
     family.check_windows(checkpoint.config, shape.windows)
     groups = partition(shape.windows)
     step_shape = _step_shape(checkpoint, config, shape, max_length, buckets, chosen.path)
-    plan = _plan(checkpoint, config, device, dtype, shape, step_shape)
+    plan = _plan(checkpoint, config, device, dtype, shape, groups, step_shape)
     _log.info("memory plan", **plan.figures_mib())
     # What is freed and not reused at once would else pile up; a step's worth of it is worth
     # keeping.
@@ -176,6 +182,7 @@ def _plan(
     device: Device,
     dtype: mx.Dtype | None,
     shape: ModelShape,
+    groups: Mapping[int, tuple[int, ...]],
     step_shape: StepShape,
 ) -> MemoryPlan:
     return plan_memory(
@@ -183,9 +190,15 @@ def _plan(
         memory_fraction=config.memory_fraction,
         weight_bytes=checkpoint.weight_bytes(None if dtype is None else dtype.size),
         step_bytes=step_shape.step_bytes(),
-        block_bytes=sum(layer.block_bytes(config.block_size) for layer in shape.layers),
+        groups=[
+            GroupBlocks(
+                window, sum(shape.layers[index].block_bytes(config.block_size) for index in indices)
+            )
+            for window, indices in groups.items()
+        ],
         block_size=config.block_size,
         num_blocks=config.num_blocks,
+        window_num_blocks=config.window_num_blocks,
         pool_bytes_max=CPU_POOL_BYTES_MAX if device.kind == "cpu" else None,
     )
 
@@ -204,11 +217,12 @@ def _layer_groups(
     plan: MemoryPlan,
     path: AttentionPath,
 ) -> list[LayerGroup]:
-    arrays = allocate_pool(shapes, plan.num_blocks, plan.block_size)
     layer_groups = []
-    for window, indices in groups.items():
+    for (window, indices), blocks in zip(groups.items(), plan.groups, strict=True):
         binding = StepBinding(path, window)
-        layers = [PagedLayer(*arrays[index], binding) for index in indices]
+        chosen = [shapes[index] for index in indices]
+        arrays = allocate_pool(chosen, blocks.block_count, plan.block_size)
+        layers = [PagedLayer(keys, values, binding) for keys, values in arrays]
         layer_groups.append(LayerGroup(binding, indices, layers))
     return layer_groups
 
@@ -226,10 +240,10 @@ def _facts(
             kind=GroupKind.WINDOW if window else GroupKind.FULL,
             layer_indices=indices,
             window=window,
-            block_count=plan.num_blocks,
-            block_bytes=sum(shape.layers[index].block_bytes(plan.block_size) for index in indices),
+            block_count=blocks.block_count,
+            block_bytes=blocks.block_bytes,
         )
-        for window, indices in groups.items()
+        for (window, indices), blocks in zip(groups.items(), plan.groups, strict=True)
     ]
     return ModelFacts(
         model_name=config.model,

@@ -16,8 +16,10 @@ class EngineConfig:
             checkpoint's own.
         attention: "auto" is native where that runs on the device, else gather.
         block_size: positions in a block, 1 to 256.
-        num_blocks: blocks of the pool, block 0 included, at least 2; None for as many as the memory
-            plan allows.
+        num_blocks: blocks of each group's pool, block 0 included, at least 2; None for as many as
+            the memory plan allows.
+        window_num_blocks: blocks of the pool of each group with a sliding window, where they shall
+            be others; at least 2.
         memory_fraction: share of the device's memory that weights, pool and steps may take, above
             0, to 1.
         max_model_length: positions of one sequence; the model's own length, where shorter, wins.
@@ -35,6 +37,7 @@ class EngineConfig:
     attention: Literal["auto", "native", "gather"] = "auto"
     block_size: int = 16
     num_blocks: int | None = None
+    window_num_blocks: int | None = None
     memory_fraction: float = 0.8
     max_model_length: int = 4096
     max_step_rows: int = 2048

@@ -4,7 +4,8 @@ refusal with the numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from mlxrt.attention.gather import GATHERED_POSITIONS_MAX
 from mlxrt.models.errors import ModelError
@@ -66,28 +67,46 @@ class StepShape:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupBlocks:
+    """The blocks of one group of layers.
+
+    Attributes:
+        window: positions that a row sees; 0 for all.
+        block_bytes: of one block over all layers of the group.
+        block_count: blocks of its pool, block 0 included; 0 before they are planned.
+    """
+
+    window: int
+    block_bytes: int
+    block_count: int = 0
+
+    @property
+    def pool_bytes(self) -> int:
+        """All blocks."""
+        return self.block_count * self.block_bytes
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """What goes where, in bytes.
 
     Attributes:
         device_bytes: the device's memory, as far as this process may count on it.
         limit_bytes: the share of it that may be taken.
-        num_blocks: blocks of the pool, block 0 included.
-        block_bytes: of one block over all layers.
+        groups: the pool, by group.
     """
 
     device_bytes: int
     limit_bytes: int
     weight_bytes: int
     step_bytes: int
-    num_blocks: int
-    block_bytes: int
+    groups: tuple[GroupBlocks, ...]
     block_size: int
 
     @property
     def pool_bytes(self) -> int:
         """All blocks."""
-        return self.num_blocks * self.block_bytes
+        return sum(group.pool_bytes for group in self.groups)
 
     @property
     def total_bytes(self) -> int:
@@ -95,7 +114,7 @@ class MemoryPlan:
         return self.weight_bytes + self.pool_bytes + self.step_bytes
 
     def figures_mib(self) -> dict[str, int]:
-        """The parts, the total and the limit in MiB, and the number of blocks: for a log line."""
+        """The parts, the total and the limit in MiB, and each group's blocks: for a log line."""
         parts = {
             "weights": self.weight_bytes,
             "kv_pool": self.pool_bytes,
@@ -104,16 +123,16 @@ class MemoryPlan:
             "limit": self.limit_bytes,
         }
         return {f"{name}_mib": size >> 20 for name, size in parts.items()} | {
-            "num_blocks": self.num_blocks
+            f"group_{number}_blocks": group.block_count for number, group in enumerate(self.groups)
         }
 
     def table(self) -> str:
         """The plan for people, one line per part."""
         share = self.limit_bytes / self.device_bytes
-        positions = (self.num_blocks - 1) * self.block_size
+        pools = (("KV pool", group.pool_bytes, self._note(group)) for group in self.groups)
         lines = (
             ("weights", self.weight_bytes, ""),
-            ("KV pool", self.pool_bytes, f"{self.num_blocks} blocks, {positions} positions"),
+            *pools,
             ("worst step", self.step_bytes, "estimate; MLX keeps up to as much of it for reuse"),
             ("total", self.total_bytes, ""),
             ("limit", self.limit_bytes, f"{share:.0%} of {_mebibytes(self.device_bytes)}"),
@@ -122,6 +141,11 @@ class MemoryPlan:
             f"{name:<11}{_mebibytes(size):>14}  {note}".rstrip() for name, size, note in lines
         )
 
+    def _note(self, group: GroupBlocks) -> str:
+        positions = (group.block_count - 1) * self.block_size
+        window = f", window {group.window}" if group.window else ""
+        return f"{group.block_count} blocks, {positions} positions{window}"
+
 
 def plan_memory(
     *,
@@ -129,29 +153,37 @@ def plan_memory(
     memory_fraction: float,
     weight_bytes: int,
     step_bytes: int,
-    block_bytes: int,
+    groups: Sequence[GroupBlocks],
     block_size: int,
     num_blocks: int | None,
+    window_num_blocks: int | None,
     pool_bytes_max: int | None,
 ) -> MemoryPlan:
     """Returns the plan.
 
     Args:
-        num_blocks: asked for by the user; None for as many as fit.
+        groups: by group, not yet planned.
+        num_blocks: blocks of each group, asked for by the user; None for as many as fit.
+        window_num_blocks: blocks of each group with a window instead; None for as many as others.
         pool_bytes_max: bound of a pool that the user did not ask for; None for none.
 
     Raises:
         DoesNotFitError: the parts exceed the limit; the message is the table and what is missing.
     """
     limit_bytes = int(device_bytes * memory_fraction)
+    planned = [
+        replace(group, block_count=(window_num_blocks or 0) if group.window else 0)
+        for group in groups
+    ]
     if num_blocks is None:
         free_bytes = limit_bytes - weight_bytes - step_bytes
         if pool_bytes_max is not None:
             free_bytes = min(free_bytes, pool_bytes_max)
-        num_blocks = max(_BLOCKS_MIN, free_bytes // block_bytes)
-    plan = MemoryPlan(
-        device_bytes, limit_bytes, weight_bytes, step_bytes, num_blocks, block_bytes, block_size
-    )
+        free_bytes -= sum(group.pool_bytes for group in planned)
+        each_bytes = sum(group.block_bytes for group in planned if not group.block_count)
+        num_blocks = max(_BLOCKS_MIN, free_bytes // max(1, each_bytes))
+    pools = tuple(replace(group, block_count=group.block_count or num_blocks) for group in planned)
+    plan = MemoryPlan(device_bytes, limit_bytes, weight_bytes, step_bytes, pools, block_size)
     excess = plan.total_bytes - limit_bytes
     if excess > 0:
         raise DoesNotFitError(

@@ -98,6 +98,24 @@ class MlxEngine:
             peak_bytes=mx.get_peak_memory(),
         )
 
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes by kind: what MLX holds, and what was planned; empty before the engine is ready.
+        Any thread.
+        """
+        plan = self._plan
+        if plan is None:
+            return {}
+        import mlx.core as mx
+
+        return {
+            "active": mx.get_active_memory(),
+            "cache": mx.get_cache_memory(),
+            "peak": mx.get_peak_memory(),
+            "limit": plan.limit_bytes,
+            "kv_pool": plan.pool_bytes,
+            "weights": plan.weight_bytes,
+        }
+
     @property
     def memory_plan(self) -> MemoryPlan | None:
         """What goes where in memory; None before the engine is ready."""

@@ -7,6 +7,7 @@ import contextlib
 import secrets
 import signal
 import threading
+import time
 from collections.abc import Callable
 
 import grpc
@@ -23,19 +24,24 @@ from mlxrt.exit_code import ExitCode
 from mlxrt.server import execution_service, health, model_service, session_service
 from mlxrt.server.auth import TokenFile, TokenInterceptor
 from mlxrt.server.channel_options import channel_options
+from mlxrt.server.counted import CountedHandler
 from mlxrt.server.dispatch import EngineEvents
 from mlxrt.server.drain import Drain
 from mlxrt.server.errors import defect
 from mlxrt.server.execute_stream import StreamRegistry
 from mlxrt.server.lifecycle import Lifecycle, ServerState, draining
-from mlxrt.server.listening import bind
+from mlxrt.server.listening import bind, listen_for_scrapes
 from mlxrt.server.reaper import Reaper, monotonic_ms
 from mlxrt.server.runtime import Runtime, build_runtime
+from mlxrt.server.scrape import Observed, Scrape
 from mlxrt.server.stall import StallWatch
+from mlxrt.server.step_watch import log_steps
 from mlxrt.server.summary import Summary
 from mlxrt.server.tls import server_credentials
 from mlxrt.server.tuning import tune_garbage_collector
 from mlxrt.telemetry.caller import CallerInterceptor
+from mlxrt.telemetry.endpoint import MetricsEndpoint
+from mlxrt.telemetry.tallies import Tallies
 from mlxrt.telemetry.tracing import StepTracer, make_tracer
 
 INSTANCE_ID_BYTES = 16
@@ -73,6 +79,8 @@ class Server:
         instance_id: random, of this start.
         address: where it listens, in gRPC's form; the configured one until `start` has returned.
         health_address: where it answers probes alone; likewise, and "off" where it does not.
+        metrics_address: where Prometheus scrapes; likewise.
+        tallies: what is counted outside of core and engine.
     """
 
     def __init__(
@@ -88,13 +96,17 @@ class Server:
         self.instance_id = secrets.token_hex(INSTANCE_ID_BYTES)
         self.address = settings.address
         self.health_address = settings.health_address
+        self.metrics_address = OFF
+        self.tallies = Tallies()
         self._settings = settings
         self._limits = settings.limits.to_limits()
         self._engine = engine
         self._progress = progress
         self._now_ms = now_ms
+        self._observed = Observed(engine, self.lifecycle, self.tallies)
         self._tracer = tracer or make_tracer(settings.tracing)
-        self._description: EngineDescription | None = None
+        self._metrics: MetricsEndpoint | None = None
+        self._started_s = 0.0
         self._streams = StreamRegistry()
         self._health = health.HealthService(self.lifecycle, SERVICE_NAMES)
         self._drain = Drain(self.lifecycle, settings.drain_seconds)
@@ -113,6 +125,7 @@ class Server:
         Raises:
             ConfigError: an address can't be bound, or a certificate can't be used.
         """
+        loop = asyncio.get_running_loop()
         self._grpc.add_generic_rpc_handlers(self._handlers())
         if self._settings.reflection:
             names = (*SERVICE_NAMES, health.NAME, reflection.SERVICE_NAME)
@@ -121,18 +134,22 @@ class Server:
         credentials = server_credentials(tls) if tls.enabled else None
         self.address = bind(self._grpc, self._settings.address, credentials)
         if self._settings.health_address != OFF:
-            self._probes.add_generic_rpc_handlers((self._health.handler(),))
+            self._probes.add_generic_rpc_handlers((self._counted(self._health.handler()),))
             self.health_address = bind(self._probes, self._settings.health_address)
+        self._metrics = await listen_for_scrapes(self._settings, Scrape(self._observed, loop))
+        if self._metrics is not None:
+            self.metrics_address = self._metrics.address
         await self._grpc.start()
         await self._probes.start()
         _log.info(
             "listening", address=self.address, instance_id=self.instance_id, tls=tls.enabled,
             client_certificates=tls.client_ca_file is not None,
-            tokens=self._settings.token_file is not None,
+            tokens=self._settings.token_file is not None, metrics=self.metrics_address,
         )  # fmt: skip
+        self._started_s = time.monotonic()
         self._engine.start(
             EngineEvents(
-                asyncio.get_running_loop(),
+                loop,
                 progress=self._progress,
                 ready=self._on_ready,
                 outcome=self._on_outcome,
@@ -165,28 +182,35 @@ class Server:
 
     def _interceptors(self) -> list[grpc.aio.ServerInterceptor]:
         interceptors: list[grpc.aio.ServerInterceptor] = []
-        if self._settings.token_file is not None:
-            interceptors.append(TokenInterceptor(TokenFile(self._settings.token_file)))
+        token_file = self._settings.token_file
+        if token_file is not None:
+            interceptors.append(TokenInterceptor(TokenFile(token_file), self.tallies))
         if self._tracer is not None:
             interceptors.append(CallerInterceptor())
         return interceptors
+
+    def _counted(self, handler: grpc.GenericRpcHandler) -> grpc.GenericRpcHandler:
+        return CountedHandler(handler, self.tallies)
 
     def _handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         sessions = session_service.SessionService(
             self._serving_runtime, self.lifecycle, self.instance_id
         )
-        execution = execution_service.ExecutionService(self._serving_runtime, self._streams)
+        execution = execution_service.ExecutionService(
+            self._serving_runtime, self._streams, self.tallies
+        )
         models = model_service.ModelService(
             self._serving_runtime, self._model_view, self.lifecycle, self.instance_id
         )
-        return sessions.handler(), execution.handler(), models.handler(), self._health.handler()
+        services = (sessions, execution, models, self._health)
+        return tuple(self._counted(service.handler()) for service in services)
 
     def _model_view(self) -> model_service.ModelView:
         engine: object = self._engine
         folder = engine.tokenizer_folder if isinstance(engine, model_service.HasTokenizer) else None
         return model_service.ModelView(
             self.runtime.limits if self.runtime is not None else self._limits,
-            self._description or EngineDescription("", "", "", ""),
+            self._observed.description or EngineDescription("", "", "", ""),
             folder,
         )
 
@@ -199,15 +223,19 @@ class Server:
     def _on_ready(self, facts: ModelFacts, description: EngineDescription) -> None:
         if self.lifecycle.state is not ServerState.LOADING:
             return
-        self._description = description
+        seen = self._observed
+        seen.description, seen.load_s = description, time.monotonic() - self._started_s
         try:
-            self.runtime = build_runtime(
+            self.runtime = seen.runtime = build_runtime(
                 facts, self._limits, self._engine, self.lifecycle, self._now_ms, self._on_lost,
-                self._tracer,
+                self.tallies, self._tracer,
             )  # fmt: skip
         except Exception as error:
             self._on_lost(defect("loading", error))
             return
+        if self._settings.log_level == "debug":
+            observers = self.runtime.dispatcher.observers
+            observers.append(log_steps(description.attention_path))
         reaper = Reaper(self.runtime, self._limits.default_lease_ttl_ms)
         stall = StallWatch(
             self._engine,
@@ -226,6 +254,7 @@ class Server:
             "serving", model=facts.model_name, device=description.device,
             attention_path=description.attention_path, blas=description.blas,
             block_size=facts.block_size, blocks=[g.block_count for g in facts.groups],
+            load_seconds=round(seen.load_s, 3),
         )  # fmt: skip
 
     def _on_outcome(self, outcome: StepOutcome) -> None:
@@ -262,6 +291,8 @@ class Server:
             await self._close_engine(CLOSE_S)
         await self._grpc.stop(STOP_GRACE_S)
         await self._probes.stop(None)
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.close)
         if loss is not None:
             await self._close_engine(LOST_CLOSE_S)
         if self._tracer is not None:

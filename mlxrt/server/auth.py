@@ -14,7 +14,9 @@ import structlog
 
 from mlxrt.config import ConfigError
 from mlxrt.errors import MlxrtError, Reason
+from mlxrt.server.counted import counted_as
 from mlxrt.server.handler import Context, abort
+from mlxrt.telemetry.tallies import Tallies
 
 TOKENS_MAX = 2
 TOKEN_CHARACTERS_MIN = 16
@@ -93,10 +95,12 @@ class TokenFile:
 class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Lets in only calls with a token of the file, every rpc alike."""
 
-    def __init__(self, tokens: TokenFile) -> None:
+    def __init__(self, tokens: TokenFile, tallies: Tallies) -> None:
         self._tokens = tokens
+        self._tallies = tallies
         # The handler's kind does not matter: it ends the call before a message is read.
         self._refusing = grpc.stream_stream_rpc_method_handler(_refuse)
+        self._counted: dict[str, grpc.RpcMethodHandler] = {}
 
     async def intercept_service(
         self,
@@ -107,7 +111,10 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         handler = await continuation(handler_call_details)
         if handler is None or self._admits(handler_call_details.invocation_metadata):
             return handler
-        return self._refusing
+        method = handler_call_details.method
+        if method not in self._counted:
+            self._counted[method] = counted_as(method, handler, self._refusing, self._tallies)
+        return self._counted[method]
 
     def _admits(self, metadata: Sequence[tuple[str, str | bytes]]) -> bool:
         sent = [value for key, value in metadata or () if key == _HEADER]

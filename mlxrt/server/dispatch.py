@@ -23,6 +23,7 @@ from mlxrt.core.step import StepInput, StepOutcome, StepReply
 from mlxrt.engine.base import Engine, EngineDescription
 from mlxrt.errors import MlxrtError, Reason
 from mlxrt.server.errors import defect
+from mlxrt.server.step_watch import StepObserver
 
 _log = structlog.get_logger("mlxrt.server")
 
@@ -31,13 +32,20 @@ class Waiter:
     """The run of one accepted step, for all calls that wait for it.
 
     Attributes:
+        step: as it was asked for.
+        trace_id: of the caller's trace, hexadecimal; empty where there is none.
         reply: None until the step has ended.
     """
 
-    __slots__ = ("_listeners", "accepted_s", "reply", "step_number")
+    __slots__ = (
+        "_listeners", "accepted_s", "reply", "session_id", "step", "step_number", "trace_id",
+    )  # fmt: skip
 
-    def __init__(self, step_number: int) -> None:
-        self.step_number = step_number
+    def __init__(self, session_id: str, step: StepInput) -> None:
+        self.session_id = session_id
+        self.step = step
+        self.step_number = step.step_number
+        self.trace_id = ""
         self.accepted_s = time.perf_counter()
         self.reply: StepReply | None = None
         self._listeners: list[Callable[[], None]] = []
@@ -75,6 +83,10 @@ class Dispatcher:
         now_ms: the monotonic clock that the core is told.
         on_defect: called once with the loss when core or engine break their promises; nothing is
             pumped after.
+
+    Attributes:
+        observers: told of each accepted step as it ends, in order. One that raises is reported and
+            left out from then on.
     """
 
     def __init__(
@@ -88,6 +100,7 @@ class Dispatcher:
         self._engine = engine
         self._now_ms = now_ms
         self._on_defect = on_defect
+        self.observers: list[StepObserver] = []
         self._waiters: dict[int, Waiter] = {}
         self._submitted_s: dict[int, float] = {}
         self._accepted_numbers: dict[str, int] = {}
@@ -105,16 +118,16 @@ class Dispatcher:
         answer = self._core.accept(session_id, epoch, step, self._now_ms())
         if type(answer) is Accepted:
             self._accepted_numbers[session_id] = step.step_number
-            waiter = self._waiters[answer.ticket] = Waiter(step.step_number)
+            waiter = self._waiters[answer.ticket] = Waiter(session_id, step)
             self.pump()
             return waiter, False
         if type(answer) is Replayed:
-            waiter = Waiter(step.step_number)
+            waiter = Waiter(session_id, step)
             waiter.resolve(answer.reply)
             return waiter, True
         ticket: int = answer.ticket  # type: ignore[union-attr]
         # Nobody waits where a defect came between acceptance and its answer.
-        return self._waiters.setdefault(ticket, Waiter(step.step_number)), True
+        return self._waiters.setdefault(ticket, Waiter(session_id, step)), True
 
     def examine(self) -> None:
         """After a defect: goes on where the core's invariants hold, else gives everything up."""
@@ -172,7 +185,7 @@ class Dispatcher:
         self._stopped = True
         waiters, self._waiters = self._waiters, {}
         for waiter in waiters.values():
-            waiter.resolve(StepReply(waiter.step_number, error=loss))
+            self._resolve(waiter, StepReply(waiter.step_number, error=loss))
 
     def _finish(self, outcome: StepOutcome) -> None:
         submitted_s = self._submitted_s.pop(outcome.ticket)
@@ -183,7 +196,16 @@ class Dispatcher:
         for ticket, reply in self._core.finish(outcome, self._now_ms()):
             waiter = self._waiters.pop(ticket, None)
             if waiter is not None:
-                waiter.resolve(reply)
+                self._resolve(waiter, reply)
+
+    def _resolve(self, waiter: Waiter, reply: StepReply) -> None:
+        for observe in tuple(self.observers):
+            try:
+                observe(waiter, reply)
+            except Exception as error:
+                defect("observing a step", error)
+                self.observers.remove(observe)
+        waiter.resolve(reply)
 
 
 class EngineEvents:

@@ -68,8 +68,7 @@ class Drain:
         return self._lifecycle.state is ServerState.FAILED
 
     def _close_sessions(self, runtime: Runtime) -> None:
-        """Ends every session: no lease reaches this far."""
-        for ended in runtime.expire(runtime.now_ms() + 2 * runtime.limits.max_lease_ttl_ms):
+        for ended in runtime.drain():
             _log.info(
                 "session closed by the drain", session_id=ended.session_id,
                 client_name=ended.client_name,

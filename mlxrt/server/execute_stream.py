@@ -14,6 +14,7 @@ from mlxrt.errors import MlxrtError, Reason
 from mlxrt.server.errors import defect, encode_error
 from mlxrt.server.handler import Context, abort, serialize
 from mlxrt.server.pipeline import Pending, StepPipeline
+from mlxrt.telemetry.tallies import Tallies
 
 _UNANSWERED_MIN = 16
 
@@ -62,10 +63,13 @@ class ExecuteStream:
         session_id: whose steps it carries; None until the first one is accepted.
     """
 
-    def __init__(self, pipeline: StepPipeline, registry: StreamRegistry, context: Context) -> None:
+    def __init__(
+        self, pipeline: StepPipeline, registry: StreamRegistry, tallies: Tallies, context: Context
+    ) -> None:
         self.session_id: str | None = None
         self._pipeline = pipeline
         self._registry = registry
+        self._tallies = tallies
         self._context = context
         self._answers: deque[Pending | bytes] = deque()
         self._unanswered_max = max(_UNANSWERED_MIN, 4 * pipeline.limits.max_inflight_steps)
@@ -118,15 +122,19 @@ class ExecuteStream:
         try:
             answer = self._pipeline.begin_execute(data, self._check_session, self._claim)
         except MlxrtError as error:
-            answer = _refusal(error)
+            answer = self._refuse(error)
         except Exception as error:
-            answer = _refusal(defect("Execute", error))
+            answer = self._refuse(defect("Execute", error))
             self._pipeline.examine()
         self._answers.append(answer)
         if isinstance(answer, bytes):
             self._wake()
         else:
             answer.waiter.when_done(self._wake)
+
+    def _refuse(self, error: MlxrtError) -> bytes:
+        self._tallies.reject(error.reason)
+        return serialize(execution_pb2.ExecuteResponse(error=encode_error(error)))
 
     def _check_session(self, session_id: str) -> bool:
         return self.session_id in (None, session_id)
@@ -168,12 +176,8 @@ class ExecuteStream:
             signal.set_result(None)
 
 
-def _refusal(error: MlxrtError) -> bytes:
-    return serialize(execution_pb2.ExecuteResponse(error=encode_error(error)))
-
-
 def execute_handler(
-    pipeline: Callable[[], StepPipeline], registry: StreamRegistry
+    pipeline: Callable[[], StepPipeline], registry: StreamRegistry, tallies: Tallies
 ) -> grpc.RpcMethodHandler:
     """The rpc's handler.
 
@@ -187,7 +191,7 @@ def execute_handler(
         except MlxrtError as error:
             refusal = error
         else:
-            await ExecuteStream(ready, registry, context).run()
+            await ExecuteStream(ready, registry, tallies, context).run()
             return
         await abort(context, refusal)
 

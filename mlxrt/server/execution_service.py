@@ -14,6 +14,7 @@ from mlxrt.server.execute_stream import StreamRegistry, execute_handler
 from mlxrt.server.handler import parse, refused_client_stream, serialize, server_stream, unary
 from mlxrt.server.runtime import Runtime
 from mlxrt.server.session_service import decode_session
+from mlxrt.telemetry.tallies import Tallies
 
 NAME = "mlxrt.v1.ExecutionService"
 _TABLE_BYTES = 16
@@ -25,11 +26,18 @@ class ExecutionService:
 
     Args:
         runtime: answers the runtime, or raises LOADING or DEVICE_LOST.
+        tallies: where what a stream refuses is counted.
     """
 
-    def __init__(self, runtime: Callable[[], Runtime], streams: StreamRegistry) -> None:
+    def __init__(
+        self,
+        runtime: Callable[[], Runtime],
+        streams: StreamRegistry,
+        tallies: Tallies | None = None,
+    ) -> None:
         self._runtime = runtime
         self._streams = streams
+        self._tallies = tallies or Tallies()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a grpc.aio server serves."""
@@ -42,7 +50,9 @@ class ExecutionService:
             "Decode": lambda data: self._runtime().pipeline.run_decode(data),
         }
         handlers = {name: unary(name, run, self._examine) for name, run in rpcs.items()}
-        handlers["Execute"] = execute_handler(lambda: self._runtime().pipeline, self._streams)
+        handlers["Execute"] = execute_handler(
+            lambda: self._runtime().pipeline, self._streams, self._tallies
+        )
         handlers["ExportBlocks"] = server_stream("ExportBlocks", _refuse_export)
         handlers["ImportBlocks"] = refused_client_stream(unsupported("ImportBlocks"))
         return grpc.method_handlers_generic_handler(NAME, handlers)

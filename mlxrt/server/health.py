@@ -1,5 +1,8 @@
-"""grpc.health.v1: one status for the whole server and each service, pushed to every watcher at
+"""grpc.health.v1: whether the server is ready and whether it lives, pushed to every watcher at
 every change.
+
+"", "readiness" and the services are SERVING while new work is taken and the device answers;
+"liveness" is until the device is lost, so that nobody restarts a server that loads or drains.
 
 grpcio-health-checking's own servicer writes to watchers under the lock that a change needs, so one
 that does not read would keep all others, and the drain, waiting. Here each watcher has a queue of
@@ -22,16 +25,16 @@ NAME = "grpc.health.v1.Health"
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+LIVENESS = "liveness"
+READINESS = "readiness"
 
 
 class HealthService:
-    """The health of `services` and of "", all the same: SERVING while new work is taken and the
-    device answers, else NOT_SERVING."""
+    """The health of "", "liveness", "readiness" and `services`."""
 
     def __init__(self, lifecycle: Lifecycle, services: Collection[str]) -> None:
-        self._services = {"", *services}
-        self._status = _NOT_SERVING
-        self._watchers: set[asyncio.Queue[int | None]] = set()
+        self._statuses = dict.fromkeys(("", LIVENESS, READINESS, *services), _NOT_SERVING)
+        self._watchers: dict[asyncio.Queue[int | None], str] = {}
         self._lifecycle = lifecycle
         lifecycle.subscribe(self._on_state)
 
@@ -51,30 +54,34 @@ class HealthService:
             watcher.put_nowait(None)
 
     def _on_state(self, state: ServerState) -> None:
-        well = state is ServerState.SERVING and not self._lifecycle.stalled
-        status = _SERVING if well else _NOT_SERVING
-        if status != self._status:
-            self._status = status
-            for watcher in self._watchers:
-                watcher.put_nowait(status)
+        ready, lives = self._lifecycle.ready, state is not ServerState.FAILED
+        changed = set()
+        for service, before in self._statuses.items():
+            status = _SERVING if (lives if service == LIVENESS else ready) else _NOT_SERVING
+            if status != before:
+                self._statuses[service] = status
+                changed.add(service)
+        for watcher, service in self._watchers.items():
+            if service in changed:
+                watcher.put_nowait(self._statuses[service])
 
     async def _check(self, data: bytes, context: Context) -> bytes:
-        if await _service(data, context) not in self._services:
+        status = self._statuses.get(await _service(data, context))
+        if status is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
-        return _response(self._status)
+        return _response(status)
 
     async def _watch(self, data: bytes, context: Context) -> None:
-        known = await _service(data, context) in self._services
+        service = await _service(data, context)
         # States change three times in a server's life and stalls are rare: no bound is needed.
         changes: asyncio.Queue[int | None] = asyncio.Queue()
-        self._watchers.add(changes)
+        self._watchers[changes] = service
         try:
-            await context.write(_response(self._status if known else _UNKNOWN))
+            await context.write(_response(self._statuses.get(service, _UNKNOWN)))
             while (status := await changes.get()) is not None:
-                if known:
-                    await context.write(_response(status))
+                await context.write(_response(status))
         finally:
-            self._watchers.discard(changes)
+            del self._watchers[changes]
 
 
 async def _service(data: bytes, context: Context) -> str:
@@ -86,5 +93,5 @@ async def _service(data: bytes, context: Context) -> str:
     await abort(context, refusal)
 
 
-def _response(status: int) -> bytes:
+def _response(status: int | None) -> bytes:
     return serialize(health_pb2.HealthCheckResponse(status=status))

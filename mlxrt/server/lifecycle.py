@@ -37,6 +37,11 @@ class Lifecycle:
         self.stalled = False
         self._listeners: list[Callable[[ServerState], None]] = []
 
+    @property
+    def ready(self) -> bool:
+        """Whether new work is taken and the device answers."""
+        return self.state is ServerState.SERVING and not self.stalled
+
     def subscribe(self, listener: Callable[[ServerState], None]) -> None:
         """Calls `listener` with the state, at once and whenever state or `stalled` changes."""
         self._listeners.append(listener)

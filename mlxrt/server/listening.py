@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import stat
@@ -9,8 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
+import structlog
+from prometheus_client.registry import Collector
 
-from mlxrt.config import ConfigError
+from mlxrt.addresses import OFF
+from mlxrt.config import ConfigError, Settings
+from mlxrt.telemetry.endpoint import MetricsEndpoint
+
+_log = structlog.get_logger("mlxrt.server")
 
 
 def bind(
@@ -34,6 +41,28 @@ def bind(
         return address
     port = _add_port(server, address, credentials)
     return f"{address.rpartition(':')[0]}:{port}"
+
+
+async def listen_for_scrapes(settings: Settings, collector: Collector) -> MetricsEndpoint | None:
+    """Serves the metrics at `settings.metrics_address`; None where that is off, or where the
+    default's port is taken.
+
+    Raises:
+        ConfigError: an address that was asked for is taken or can't be bound.
+    """
+    address = settings.metrics_address
+    if address == OFF:
+        return None
+    try:
+        return await asyncio.to_thread(MetricsEndpoint, address, collector)
+    except OSError as error:
+        if "metrics_address" in settings.model_fields_set:
+            raise ConfigError(f"metrics_address: can't listen on {address}: {error}") from error
+        _log.warning(
+            "no metrics: their port is taken; set metrics_address to another, or to off",
+            metrics_address=address, error=str(error),
+        )  # fmt: skip
+        return None
 
 
 def _add_port(

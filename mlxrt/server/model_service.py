@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, fields
-from importlib import metadata
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -19,6 +18,7 @@ from mlxrt.errors import unsupported
 from mlxrt.server.handler import parse, serialize, server_stream, unary
 from mlxrt.server.lifecycle import Lifecycle
 from mlxrt.server.runtime import Runtime
+from mlxrt.versions import own_version
 
 NAME = "mlxrt.v1.ModelService"
 FEATURES = ("logits", "logprobs", "drafts")
@@ -102,7 +102,7 @@ class ModelService:
         named = {f.name: getattr(limits, f.name) for f in fields(Limits)}
         return serialize(
             model_pb2.GetServerInfoResponse(
-                version=_version(),
+                version=own_version(),
                 mlx_version=how.mlx_version,
                 instance_id=self._instance_id,
                 device=how.device,
@@ -164,13 +164,6 @@ class ModelService:
                 if start + chunk_bytes >= len(content):
                     piece.file_sha256 = hashlib.sha256(content).hexdigest()
                 yield piece.SerializeToString()
-
-
-def _version() -> str:
-    try:
-        return metadata.version("mlxrt")
-    except metadata.PackageNotFoundError:
-        return "0+unknown"
 
 
 def _refuse_load_adapter(data: bytes) -> bytes:

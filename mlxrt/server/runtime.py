@@ -15,6 +15,8 @@ from mlxrt.errors import MlxrtError
 from mlxrt.server.dispatch import Dispatcher
 from mlxrt.server.lifecycle import Lifecycle
 from mlxrt.server.pipeline import StepPipeline
+from mlxrt.server.step_watch import tally_steps
+from mlxrt.telemetry.tallies import Tallies
 from mlxrt.telemetry.tracing import StepTracer
 
 _LOGIT_BYTES = 4
@@ -46,11 +48,17 @@ class Runtime:
 
     def expire(self, now_ms: int) -> list[ClosedSession]:
         """Ends the sessions whose lease has run out by `now_ms`; answers them."""
-        ended = self.core.expire(now_ms)
-        for session in ended:
+        return self._ended(self.core.expire(now_ms))
+
+    def drain(self) -> list[ClosedSession]:
+        """Ends every session that has no step in flight; answers them."""
+        return self._ended(self.core.drain())
+
+    def _ended(self, sessions: list[ClosedSession]) -> list[ClosedSession]:
+        for session in sessions:
             self.dispatcher.forget(session.session_id)
         self.dispatcher.pump()
-        return ended
+        return sessions
 
     @property
     def holds_nothing(self) -> bool:
@@ -106,11 +114,14 @@ def build_runtime(
     lifecycle: Lifecycle,
     now_ms: Callable[[], int],
     on_defect: Callable[[MlxrtError], None],
+    tallies: Tallies | None = None,
     tracer: StepTracer | None = None,
 ) -> Runtime:
-    """Assembles the runtime of a model that `engine` has loaded."""
+    """Assembles the runtime of a model that `engine` has loaded; it counts in `tallies`."""
+    tallies = tallies or Tallies()
     limits = limits_in_force(configured, facts)
     core = Core(facts, limits)
     dispatcher = Dispatcher(core, engine, now_ms, on_defect)
+    dispatcher.observers.append(tally_steps(tallies))
     pipeline = StepPipeline(dispatcher, lifecycle, facts, limits, tracer)
     return Runtime(facts, limits, core, dispatcher, pipeline, now_ms)

@@ -1,4 +1,5 @@
-"""Makes a hung device visible: NOT_SERVING while a step takes longer than any should."""
+"""Makes a hung device visible: NOT_SERVING while a step takes longer than any should, or the
+engine's thread shows no life."""
 
 from __future__ import annotations
 
@@ -11,11 +12,13 @@ from mlxrt.server.dispatch import Dispatcher
 from mlxrt.server.lifecycle import Lifecycle
 
 LOOKS_PER_LIMIT = 10
+IDLE_SLACK_S = 5.0
+"""What an idle engine's heartbeat may be older than the limit: it beats only now and then."""
 _log = structlog.get_logger("mlxrt.server")
 
 
 class StallWatch:
-    """Looks at the engine's heartbeat while a plan is with it.
+    """Looks at the engine's heartbeat, more closely while a plan is with it.
 
     Nothing else follows from a stall: steps may still end, and then health is as before.
 
@@ -39,8 +42,9 @@ class StallWatch:
 
     def look(self) -> None:
         """Tells the lifecycle whether the engine stalls."""
-        age_s = min(self._engine.heartbeat_age_s(), self._dispatcher.oldest_plan_age_s())
-        stalled = age_s > self._limit_s
+        age_s = self._engine.heartbeat_age_s()
+        in_a_plan = self._dispatcher.oldest_plan_age_s() > self._limit_s
+        stalled = age_s > self._limit_s + (0.0 if in_a_plan else IDLE_SLACK_S)
         if stalled != self._lifecycle.stalled:
             _log.error("the engine stalls" if stalled else "the engine goes on", age_s=age_s)
             self._lifecycle.set_stalled(stalled)

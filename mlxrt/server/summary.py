@@ -51,6 +51,6 @@ class Summary:
             "steps": counters.steps_committed,
             "steps_discarded": counters.steps_discarded,
             "steps_replayed": counters.steps_replayed,
-            "sequences_failed": counters.sequences_failed,
+            "sequences_failed": sum(counters.sequences_failed.values()),
             "leases_expired": counters.sessions_expired,
         }

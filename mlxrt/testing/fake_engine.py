@@ -48,7 +48,9 @@ class FakeEngine:
     """The fake engine. With `threaded` plans run on a thread of its own, else inside `submit`.
 
     Args:
-        vocabulary_size, block_size, num_blocks, windows, max_model_length: as FakeModel takes them.
+        vocabulary_size, block_size, windows, max_model_length: as FakeModel takes them.
+        num_blocks: blocks of each group, block 0 included.
+        window_num_blocks: blocks of each group with a window, where they shall be others.
         end_token_ids: as the model would declare them.
         threaded: run plans on a thread. Needed for `step_s` and `load_gate`.
         step_s: seconds that each step pretends to take.
@@ -69,6 +71,7 @@ class FakeEngine:
         vocabulary_size: int = 4096,
         block_size: int = 16,
         num_blocks: int = 4096,
+        window_num_blocks: int | None = None,
         windows: Sequence[int] = (0,),
         max_model_length: int = 4096,
         end_token_ids: Sequence[int] = (),
@@ -79,7 +82,9 @@ class FakeEngine:
     ) -> None:
         if (step_s or load_gate) and not threaded:
             raise ValueError("a fake engine without a thread can't wait: pass threaded=True")
-        self.model = FakeModel(vocabulary_size, max_model_length, block_size, num_blocks, windows)
+        counts = [(window_num_blocks or num_blocks) if window else num_blocks for window in windows]
+        # The core lets no id past the group's own count.
+        self.model = FakeModel(vocabulary_size, max_model_length, block_size, max(counts), windows)
         self.faults = faults or FakeFaults()
         self.plans_run = 0
         self.last_ticket = 0
@@ -94,7 +99,7 @@ class FakeEngine:
             groups=tuple(
                 Group(
                     GroupKind.WINDOW if window else GroupKind.FULL,
-                    (index,), window, num_blocks, block_size * _BLOCK_BYTES_PER_POSITION,
+                    (index,), window, counts[index], block_size * _BLOCK_BYTES_PER_POSITION,
                 )
                 for index, window in enumerate(windows)
             ),

@@ -15,6 +15,7 @@ from typing import IO, Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from mlxrt.addresses import OFF
 from mlxrt.testing.faults import FaultSpec
 
 
@@ -37,7 +38,8 @@ class ServerProcess:
         """Prepares the process.
 
         Args:
-            arguments: of `mlxrt serve`, without `--address`.
+            arguments: of `mlxrt serve`, without `--address`. Metrics are off unless
+                `metrics_address` is set among them.
             start_timeout_s: longest wait for it to serve.
             address: where to listen; None for a unix socket of its own.
             faults: what shall go wrong in it.
@@ -61,6 +63,8 @@ class ServerProcess:
             command[-1] = "mlxrt.testing.faulty_serve"
             command += [f"--fault={spec}" for spec in self._faults]
         command += ["serve", "--address", self.address]
+        if not any(a.startswith("metrics_address=") for a in self._arguments):
+            command += ["--set", f"metrics_address={OFF}"]
         with self._log_path.open("wb") as log:
             self.process = self._start(command + self._arguments, log)
         try:

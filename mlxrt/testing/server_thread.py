@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from mlxrt.addresses import OFF
 from mlxrt.config import Settings, load_settings
 from mlxrt.engine.base import Engine
 from mlxrt.exit_code import ExitCode
@@ -21,8 +22,10 @@ from mlxrt.testing.faults import Faults
 
 T = TypeVar("T")
 
-DEFAULTS: dict[str, Any] = {"address": "127.0.0.1:0", "drain_seconds": 0.0}
-"""Settings unless others are given: a free port, and no waiting for sessions left open."""
+DEFAULTS: dict[str, Any] = {
+    "address": "127.0.0.1:0", "drain_seconds": 0.0, "metrics_address": OFF,
+}  # fmt: skip
+"""Settings unless others are given: a free port, no waiting for sessions left open, no metrics."""
 
 
 class ServerThread:

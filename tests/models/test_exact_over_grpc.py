@@ -66,7 +66,7 @@ def test_greedy_tokens(folder: Path, attention: str) -> None:
     assert done.mixed_step_count >= 20
     assert done.preemption_count >= 3
     assert done.inflight_steps_max == 2
-    assert done.blocks_used_max > BLOCK_COUNT * 3 // 4
+    assert done.blocks_used_max[0] > BLOCK_COUNT * 3 // 4
     expected = run_oracle(folder, "float32", "reference", prompts, NEW_TOKENS)
     assert list(got.values()) == [tokens for tokens, _ in expected]
 

@@ -29,6 +29,7 @@ from mlxrt.telemetry.tracing import StepTracer
 from mlxrt.testing import FakeEngine
 
 T = TypeVar("T")
+DEFAULTS = {"fake": True, "metrics_address": "off"}
 SERVICES = {
     "SessionService": (
         "OpenSession", "RenewSession", "ResumeSession", "GetSession", "CloseSession",
@@ -308,7 +309,7 @@ def launch() -> Iterator[Callable[..., Harness]]:
             engine: FakeEngine | None = None, tracer: StepTracer | None = None, **explicit: Any
         ) -> Harness:
             address = f"unix:{Path(folder) / f'{len(running)}.sock'}"
-            settings = load_settings(None, **{"fake": True, "address": address, **explicit})
+            settings = load_settings(None, **{**DEFAULTS, "address": address, **explicit})
             engine = engine or FakeEngine(num_blocks=64, block_size=4)
             harness = Harness(settings, engine, tracer)
             running.append(harness)

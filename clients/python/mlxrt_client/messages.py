@@ -73,6 +73,7 @@ def chunk_item(
     append: Tables | None = None,
     replace: Tables | None = None,
     draft_token_ids: Sequence[int] = (),
+    leading_holes: Mapping[int, int] | None = None,
 ) -> StepItem:
     """Returns rows whose tokens the server knows: of a prompt, or of a resumed sequence.
 
@@ -85,12 +86,17 @@ def chunk_item(
         registered=RegisteredTokens(),
         sample=sample,
         draft_token_ids=draft_token_ids,
+        leading_holes=_holes(leading_holes or {}),
     )
     return _change_tables(item, append, replace)
 
 
 def decode_item(
-    sequence_id: int, *, append: Tables | None = None, draft_token_ids: Sequence[int] = ()
+    sequence_id: int,
+    *,
+    append: Tables | None = None,
+    leading_holes: Mapping[int, int] | None = None,
+    draft_token_ids: Sequence[int] = (),
 ) -> StepItem:
     """Returns one row from the token sampled last, for a sequence that needs a block as well or has
     drafts to verify.
@@ -101,6 +107,7 @@ def decode_item(
         last_sampled=LastSampledToken(),
         sample=True,
         draft_token_ids=draft_token_ids,
+        leading_holes=_holes(leading_holes or {}),
     )
     return _change_tables(item, append, None)
 
@@ -131,8 +138,11 @@ def preempt_item(sequence_id: int) -> StepItem:
 
 def holes_item(sequence_id: int, leading_holes: Mapping[int, int]) -> StepItem:
     """Returns the item that turns the first entries of a table, by group, into holes."""
-    holes = [LeadingHoles(group=group, count=count) for group, count in leading_holes.items()]
-    return StepItem(sequence_id=sequence_id, leading_holes=holes)
+    return StepItem(sequence_id=sequence_id, leading_holes=_holes(leading_holes))
+
+
+def _holes(leading_holes: Mapping[int, int]) -> list[LeadingHoles]:
+    return [LeadingHoles(group=group, count=count) for group, count in leading_holes.items()]
 
 
 def _change_tables(item: StepItem, append: Tables | None, replace: Tables | None) -> StepItem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mlxrt_client.errors import MlxrtError
@@ -35,7 +36,8 @@ class Statistics:
         preemption_count: tables taken away.
         discard_count: steps that were accepted and did not commit.
         inflight_steps_max: most steps that were unanswered at once.
-        blocks_used_max: most blocks of a group that tables named at once.
+        blocks_used_max: by group, the most blocks that tables named at once.
+        left_count: blocks taken back because they left a window.
         queue_us, build_us, device_us, sample_us: the server's own times, summed over the steps.
     """
 
@@ -46,19 +48,21 @@ class Statistics:
     preemption_count: int = 0
     discard_count: int = 0
     inflight_steps_max: int = 0
-    blocks_used_max: int = 0
+    blocks_used_max: dict[int, int] = field(default_factory=dict)
+    left_count: int = 0
     queue_us: int = 0
     build_us: int = 0
     device_us: int = 0
     sample_us: int = 0
 
-    def count_plan(self, plan: Plan, inflight_count: int, blocks_used: int) -> None:
+    def count_plan(self, plan: Plan, inflight_count: int, blocks_used: Mapping[int, int]) -> None:
         """Counts a step sent, when `inflight_count` with it are unanswered."""
         self.step_count += 1
         self.mixed_step_count += bool(plan.decode_row_count and plan.prefill_row_count)
         self.row_count += plan.row_count
         self.inflight_steps_max = max(self.inflight_steps_max, inflight_count)
-        self.blocks_used_max = max(self.blocks_used_max, blocks_used)
+        for group, count in blocks_used.items():
+            self.blocks_used_max[group] = max(self.blocks_used_max.get(group, 0), count)
 
     def count_times(self, timings: StepTimings) -> None:
         """Adds the times of a step answered."""
@@ -73,7 +77,7 @@ class ScheduledSequence:
     """A sequence as it stands after all steps sent.
 
     Attributes:
-        tables: block ids by group; empty while it waits.
+        tables: block ids by group, 0 for those that left a window; empty while it waits.
         position: of the next row.
         token_count: tokens known to the server: prompt, sampled, and those that a step in flight
             samples.

@@ -14,12 +14,12 @@ A step is planned in this order:
    away, its tokens stay with the server, and it queues at the front to be computed again.
 3. *Prefill*: what is left of the row budget goes to prompts that are under way, in chunks.
 4. *Admit* waiting sequences while rows, sequences and blocks last; one takes all blocks for its
-   known tokens.
+   known tokens, in a windowed group those that one step can see.
 
 Stop tokens are seen one step late: the row that was sent meanwhile is dropped with its sequence.
 
-It keeps every block of a sequence, also those that a sliding window has left; see `LeadingHoles`
-for giving them back. It shares no prefixes.
+A sequence that needs a block of a windowed group first gives back those that its window has left
+(`_grow`), so its share of that group stays the same however long it gets. Prefixes are not shared.
 
 Source: continuous batching, Yu et al., Orca (OSDI 2022); chunked prefill mixed with decode, Agrawal
 et al., Sarathi-Serve (OSDI 2024); preemption by recomputation, Kwon et al., vLLM (SOSP 2023).
@@ -41,14 +41,10 @@ from mlxrt_client.errors import (
     StepDiscardedError,
     error_from_message,
 )
+from mlxrt_client.layout import BlockLayout, Tables
 from mlxrt_client.plan import Plan, ScheduledSequence, Statistics, Token
 from mlxrt_client.session import Session
-from mlxrt_client.v1 import (
-    GetModelInfoResponse,
-    Limits,
-    SamplingParams,
-    StepResponse,
-)
+from mlxrt_client.v1 import GetModelInfoResponse, Limits, SamplingParams, StepResponse
 
 DISCARDS_MAX = 3
 """Steps discarded in a row after which the scheduler gives up."""
@@ -73,7 +69,7 @@ class Scheduler:
             session: whose stream it will use.
             model: from `Client.model_info`.
             limits: from `Client.server_info`.
-            block_count: blocks to lease in each group; 0 for all of the pool.
+            block_count: blocks to lease in each group, or all of a group that has fewer; 0 for all.
             step_rows_max: rows of a step: the budget that decodes and prefill chunks share.
             inflight_steps: steps without an answer.
 
@@ -82,21 +78,21 @@ class Scheduler:
         """
         self.statistics = Statistics()
         self._session = session
-        self._block_size = model.block_size
-        self._groups = [group.group for group in model.groups]
         self._length_max = limits.max_model_length
         self._registered_max = limits.max_sequences
         self._rows_max = min(step_rows_max, limits.max_step_rows)
         self._sequences_max = min(limits.max_step_sequences, self._rows_max)
         self._depth = min(inflight_steps, limits.max_inflight_steps)
+        self._layout = BlockLayout(model, self._rows_max)
         self._blocks = BlockAllocator()
-        counts = {group.group: block_count or group.block_count - 1 for group in model.groups}
-        self._blocks.add(session.allocate_blocks(counts))
-        self._blocks_max = min(counts.values())
+        pool = {group.group: group.block_count - 1 for group in model.groups}
+        self._leased = {g: min(block_count, count) or count for g, count in pool.items()}
+        self._blocks.add(session.allocate_blocks(self._leased))
         self._known: dict[int, ScheduledSequence] = {}
         self._waiting: deque[ScheduledSequence] = deque()
         self._running: list[ScheduledSequence] = []
         self._ended: list[ScheduledSequence] = []
+        self._torn: list[ScheduledSequence] = []
         self._next_sequence_id = 1
         self._registered_count = 0
         self._undelivered: deque[Token] = deque()
@@ -119,7 +115,8 @@ class Scheduler:
         if not prompt or tokens_max < 1:
             raise ValueError("a prompt of at least one token and at least one new token are needed")
         # The last token sampled is never a row, so it needs no slot.
-        if length > self._length_max or self._blocks_for(length - 1) > self._blocks_max:
+        held = self._layout.held(length - 1)
+        if length > self._length_max or any(n > self._leased[g] for g, n in held.items()):
             raise ValueError(f"{length} tokens are more than the model or the blocks can hold")
         sequence = ScheduledSequence(
             self._next_sequence_id, list(prompt), tokens_max, frozenset(stop_token_ids), sampling,
@@ -150,9 +147,8 @@ class Scheduler:
             while True:
                 while len(inflight) < self._depth and (plan := self._plan()) is not None:
                     inflight.append((plan, stream.submit(plan.step)))
-                    self.statistics.count_plan(
-                        plan, len(inflight), self._blocks.used_count(self._groups[0])
-                    )
+                    used = {group: self._blocks.used_count(group) for group in self._leased}
+                    self.statistics.count_plan(plan, len(inflight), used)
                 if not inflight:
                     self._interrupted = False
                     return
@@ -176,7 +172,7 @@ class Scheduler:
 
     def close(self) -> None:
         """Gives the blocks back. The sequences must have ended."""
-        free = {group: self._blocks.take_free(group, self._blocks_max) for group in self._groups}
+        free = {group: self._blocks.take_free(group, n) for group, n in self._leased.items()}
         self._session.free_blocks(free)
 
     # ---- planning a step ----------------------------------------------------------------------
@@ -188,12 +184,13 @@ class Scheduler:
         for sequence in plan.released:
             plan.step.release_sequence_ids.append(sequence.sequence_id)
             self._blocks.release(sequence.tables)
-        for sequence in list(self._running):
-            preempted = not sequence.tables
-            if sequence.wants_rows and sequence.decodes and not preempted:
+        while self._torn:
+            self._preempt(plan, self._torn.pop())
+        for sequence in list(self._running):  # without tables it was preempted just now
+            if sequence.tables and sequence.wants_rows and sequence.decodes:
                 self._plan_decode(plan, sequence)
-        for sequence in self._running:
-            if sequence.wants_rows and not sequence.decodes and plan.row_count < self._rows_max:
+        for sequence in list(self._running):
+            if sequence.tables and sequence.wants_rows and not sequence.decodes:
                 self._plan_chunk(plan, sequence)
         self._admit(plan)
         if plan.sequence_count or plan.step.release_sequence_ids:
@@ -201,19 +198,14 @@ class Scheduler:
         return None
 
     def _plan_decode(self, plan: Plan, sequence: ScheduledSequence) -> None:
-        """One row from the token sampled last, after preempting others for a block if need be."""
-        missing = self._blocks_for(sequence.token_count) - len(sequence.tables[self._groups[0]])
-        counts = dict.fromkeys(self._groups, missing)
-        while not self._blocks.can_allocate(counts):
-            victim = self._running.pop()
-            self._preempt(plan, victim)
-            if victim is sequence:
-                return
-        if missing:
-            blocks = self._blocks.allocate(counts)
-            for group, block_ids in blocks.items():
-                sequence.tables[group] += block_ids
-            plan.step.items.append(messages.decode_item(sequence.sequence_id, append=blocks))
+        """One row from the token sampled last."""
+        growth = self._grow(plan, sequence, sequence.token_count)
+        if growth is None:
+            return
+        blocks, holes = growth
+        if blocks:
+            item = messages.decode_item(sequence.sequence_id, append=blocks, leading_holes=holes)
+            plan.step.items.append(item)
             plan.items.append(sequence)
         else:
             plan.step.decode_sequence_ids.append(sequence.sequence_id)
@@ -222,12 +214,40 @@ class Scheduler:
         sequence.position += 1
         sequence.token_count += 1
 
+    def _grow(
+        self, plan: Plan, sequence: ScheduledSequence, position_count: int
+    ) -> tuple[Tables, dict[int, int]] | None:
+        """Gives a sequence the blocks that it lacks for so many positions, if any.
+
+        First it gives back its own that left a window; where that is not enough, the youngest
+        sequences without rows in this plan are preempted.
+
+        Returns:
+            The blocks and the number of leading holes, by group; None where it was preempted.
+        """
+        missing = self._layout.missing(sequence.tables, position_count)
+        if not missing:
+            return {}, {}
+        holes, left = self._layout.take_left(sequence.tables, sequence.position)
+        self._blocks.release(left)
+        self.statistics.left_count += sum(map(len, left.values()))
+        while not self._blocks.can_allocate(missing):
+            victim = next(s for s in reversed(self._running) if s not in plan)
+            self._preempt(plan, victim)
+            if victim is sequence:
+                return None
+        blocks = self._blocks.allocate(missing)
+        for group, block_ids in blocks.items():
+            sequence.tables[group] += block_ids
+        return blocks, holes
+
     def _preempt(self, plan: Plan, sequence: ScheduledSequence) -> None:
         """Takes the tables of a sequence that has no rows in this plan; its tokens stay."""
         plan.step.items.append(messages.preempt_item(sequence.sequence_id))
         plan.items.append(sequence)
         self._blocks.release(sequence.tables)
         sequence.tables, sequence.position = {}, 0
+        self._running.remove(sequence)
         self._waiting.appendleft(sequence)
         self.statistics.preemption_count += 1
 
@@ -237,6 +257,12 @@ class Scheduler:
         """As many rows as the budget has, of tokens that the server knows; the last one samples."""
         rows_left = sequence.token_count - sequence.position
         row_count = min(rows_left, self._rows_max - plan.row_count)
+        if not row_count:
+            return
+        growth = self._grow(plan, sequence, sequence.position + row_count)
+        if growth is None:
+            return
+        blocks, holes = growth
         resumed = admitted and sequence.registered
         if admitted and not resumed:
             plan.step.new_sequences.append(
@@ -251,7 +277,9 @@ class Scheduler:
             row_count,
             sample=row_count == rows_left,
             start_position=0 if resumed else None,
+            append=blocks or None,
             replace=sequence.tables if resumed else None,
+            leading_holes=holes,
         )
         plan.step.items.append(item)
         plan.items.append(sequence)
@@ -266,7 +294,7 @@ class Scheduler:
                 continue
             if sequence in plan:  # preempted just now: nobody younger takes its blocks
                 return
-            counts = dict.fromkeys(self._groups, self._blocks_for(sequence.token_count))
+            counts = self._layout.held(sequence.token_count)
             if (
                 plan.row_count >= self._rows_max
                 or len(self._running) >= self._sequences_max
@@ -279,9 +307,6 @@ class Scheduler:
             self._running.append(sequence)
             sequence.tables = self._blocks.allocate(counts)
             self._plan_chunk(plan, sequence, admitted=True)
-
-    def _blocks_for(self, position_count: int) -> int:
-        return -(-position_count // self._block_size)
 
     # ---- reading an answer --------------------------------------------------------------------
 
@@ -370,4 +395,6 @@ class Scheduler:
                 known = held[sequence.sequence_id].token_ids
                 for token_id in known[len(sequence.prompt) + sequence.received_count :]:
                     tokens += self._extend(sequence, token_id)
+        # Blocks that left a window stay holes though the step that gave them back was discarded.
+        self._torn = [s for s in self._running if self._layout.is_torn(s.tables, s.position)]
         return tokens

@@ -144,7 +144,7 @@ def test_one_sequence_fails_alone(client: Client, blocks: list[int]) -> None:
     assert (state.position, state.token_count) == (6, 7)
     assert state.failure is detail.row.failure
     assert client.state(2).position == 4
-    assert client.core.counters.sequences_failed == 1
+    assert client.core.counters.sequences_failed == {Reason.NON_FINITE_LOGITS: 1}
 
 
 def test_a_failed_sequence_does_nothing_but_go(client: Client, blocks: list[int]) -> None:

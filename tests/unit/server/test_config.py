@@ -69,7 +69,8 @@ def test_unknown_keys_are_errors_in_each_source(
 @pytest.mark.parametrize(
     "values",
     [
-        {"block_size": 0}, {"block_size": 257}, {"num_blocks": 1}, {"memory_fraction": 0},
+        {"block_size": 0}, {"block_size": 257}, {"num_blocks": 1}, {"window_num_blocks": 1},
+        {"memory_fraction": 0},
         {"memory_fraction": 1.1}, {"attention": "fast"}, {"row_buckets": (4, 4)},
         {"row_buckets": (0, 4)}, {"drain_seconds": -1}, {"limits": {"max_inflight_steps": 1}},
         {"limits": {"min_lease_ttl_ms": 40_000}}, {"limits": {"max_lease_ttl_ms": 20_000}},

@@ -1,0 +1,42 @@
+"""The HTTP port that Prometheus scrapes: prometheus_client's own server, on threads of its own."""
+
+from __future__ import annotations
+
+import threading
+from socketserver import BaseServer
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+
+class MetricsEndpoint:
+    """Serves a collector's metrics, and on Linux the process's own (`process_…`).
+
+    Attributes:
+        address: where it listens, HOST:PORT.
+    """
+
+    def __init__(self, address: str, collector: Collector) -> None:
+        """Listens. Blocks for as long as the resolver takes; call it off the event loop.
+
+        Args:
+            address: HOST:PORT; port 0 for any free one.
+
+        Raises:
+            OSError: the port is taken, or the host is not this machine's.
+        """
+        registry = CollectorRegistry()
+        registry.register(collector)
+        ProcessCollector(registry=registry)
+        host, _, port = address.rpartition(":")
+        self._server: BaseServer
+        self._thread: threading.Thread
+        self._server, self._thread = start_http_server(int(port), host.strip("[]"), registry)
+        self.address = f"{host}:{self._server.server_address[1]}"
+
+    def close(self) -> None:
+        """Stops listening. Blocks for up to half a second."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
