@@ -38,7 +38,9 @@ class LoadingBar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        # A bar that was never shown writes a line all the same; standard error may be full.
+        if self._task is not None:
+            self._progress.stop()
 
     def update(self, fraction: float, activity: str) -> None:
         """Loading has come `fraction` (0 to 1) of its way and now does `activity`."""

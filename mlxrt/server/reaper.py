@@ -16,6 +16,8 @@ LOOK_INTERVAL_MS = 1_000
 JUMP_MS = 5_000
 """A look that comes this much late, or a wall clock this far ahead of the monotonic one, was a
 sleep of the machine."""
+LATE_MS = 200
+"""A look that comes this much late was kept from its time, and so were the renewals before it."""
 
 _log = structlog.get_logger("mlxrt.server")
 
@@ -34,7 +36,7 @@ class Reaper:
     """Calls Core.expire when it is due.
 
     After a sleep of machine or process, renewals that clients sent meanwhile are still unread, so
-    nothing expires for one grace period.
+    nothing expires for one grace period; after a shorter stop, for as long as that was.
 
     Args:
         grace_ms: the grace period after a sleep.
@@ -90,3 +92,5 @@ class Reaper:
             self.graces += 1
             self._hold_until_ms = now_ms + self._grace_ms
             _log.warning("woke from a sleep; leases get a grace", grace_ms=self._grace_ms)
+        elif late_ms >= LATE_MS:
+            self._hold_until_ms = max(self._hold_until_ms, now_ms + late_ms)

@@ -113,7 +113,12 @@ class FakeEngine:
         self._running_s: float | None = None
         self._listener: EngineListener | None = None
         self._plans: queue.SimpleQueue[StepPlan | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="fake-engine") if threaded else None
+        # A daemon, as MLX's engine thread is: one that hangs must not keep the process.
+        self._thread = (
+            threading.Thread(target=self._work, name="fake-engine", daemon=True)
+            if threaded
+            else None
+        )
 
     def expected_token(self, tokens: Sequence[int]) -> int:
         """The greedy token after `tokens`: what a scheduler must get for them."""

@@ -78,3 +78,14 @@ def test_a_wall_clock_set_back_changes_nothing() -> None:
     bench.wall_ms -= 3_600_000
     bench.pass_ms(1_100)
     assert bench.reaper.graces == 0 and bench.sessions == 0
+
+
+def test_a_look_that_is_a_little_late_gives_back_what_it_was_late_by() -> None:
+    bench = Bench()
+    bench.pass_ms(1_000)
+    assert bench.pass_ms(LOOK_INTERVAL_MS + 1_300) == LOOK_INTERVAL_MS
+    assert bench.sessions == 1, "its renewal may be unread"
+    bench.pass_ms(1_000)
+    assert bench.sessions == 1
+    bench.pass_ms(300)
+    assert bench.sessions == 0 and bench.reaper.graces == 0
