@@ -220,7 +220,8 @@ from mlxrt.telemetry import configure_logs
 from mlxrt.testing import FakeEngine, FakeFaults
 engine = FakeEngine(threaded=True, faults=FakeFaults(lose_ticket=1), block_size=4)
 configure_logs()
-settings = load_settings(fake=True, address=sys.argv[1], log_format="json")
+settings = load_settings(
+    fake=True, address=sys.argv[1], log_format="json", metrics_address="off")
 assert not any(name == "mlx" or name.startswith("mlx.") for name in sys.modules)
 sys.exit(run_server(settings, engine, on_listening=lambda address: print(address, flush=True)))
 """
