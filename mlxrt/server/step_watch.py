@@ -117,6 +117,9 @@ def log_steps(attention_path: str) -> StepObserver:
         }  # fmt: skip
         if reply.error is not None:
             fields |= {"code": reply.error.reason.code.name, "reason": reply.error.reason.name}
+        failed = sum(item.row.failure is not None for item in (*reply.details, *reply.items))
+        if failed:
+            fields["failed_sequences"] = failed
         if run.trace_id:
             fields["trace_id"] = run.trace_id
         _log.debug("step", **fields)
