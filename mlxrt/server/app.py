@@ -185,9 +185,13 @@ class Server:
         token_file = self._settings.token_file
         if token_file is not None:
             interceptors.append(TokenInterceptor(TokenFile(token_file), self.tallies))
-        if self._tracer is not None:
+        if self._tracer is not None or self._logs_steps:
             interceptors.append(CallerInterceptor())
         return interceptors
+
+    @property
+    def _logs_steps(self) -> bool:
+        return self._settings.log_level == "debug"
 
     def _counted(self, handler: grpc.GenericRpcHandler) -> grpc.GenericRpcHandler:
         return CountedHandler(handler, self.tallies)
@@ -233,9 +237,9 @@ class Server:
         except Exception as error:
             self._on_lost(defect("loading", error))
             return
-        if self._settings.log_level == "debug":
-            observers = self.runtime.dispatcher.observers
-            observers.append(log_steps(description.attention_path))
+        if self._logs_steps:
+            self.runtime.pipeline.notes_traces = True
+            self.runtime.dispatcher.observers.append(log_steps(description.attention_path))
         reaper = Reaper(self.runtime, self._limits.default_lease_ttl_ms)
         stall = StallWatch(
             self._engine,

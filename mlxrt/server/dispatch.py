@@ -41,11 +41,11 @@ class Waiter:
         "_listeners", "accepted_s", "reply", "session_id", "step", "step_number", "trace_id",
     )  # fmt: skip
 
-    def __init__(self, session_id: str, step: StepInput) -> None:
+    def __init__(self, session_id: str, step: StepInput, trace_id: str = "") -> None:
         self.session_id = session_id
         self.step = step
         self.step_number = step.step_number
-        self.trace_id = ""
+        self.trace_id = trace_id
         self.accepted_s = time.perf_counter()
         self.reply: StepReply | None = None
         self._listeners: list[Callable[[], None]] = []
@@ -108,7 +108,9 @@ class Dispatcher:
         self._pumping = False
         self._stopped = False
 
-    def begin(self, session_id: str, epoch: int, step: StepInput) -> tuple[Waiter, bool]:
+    def begin(
+        self, session_id: str, epoch: int, step: StepInput, trace_id: str = ""
+    ) -> tuple[Waiter, bool]:
         """Has the core take the step and starts what can start; answers its run, and whether it is
         a repeat.
 
@@ -118,7 +120,7 @@ class Dispatcher:
         answer = self._core.accept(session_id, epoch, step, self._now_ms())
         if type(answer) is Accepted:
             self._accepted_numbers[session_id] = step.step_number
-            waiter = self._waiters[answer.ticket] = Waiter(session_id, step)
+            waiter = self._waiters[answer.ticket] = Waiter(session_id, step, trace_id)
             self.pump()
             return waiter, False
         if type(answer) is Replayed:

@@ -62,6 +62,7 @@ class StepPipeline:
 
     Attributes:
         limits: those in force with the loaded model.
+        notes_traces: whether steps carry the id of their caller's trace.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class StepPipeline:
         tracer: StepTracer | None = None,
     ) -> None:
         self.limits = limits
+        self.notes_traces = False
         self._tracer = tracer
         self._dispatcher = dispatcher
         self._lifecycle = lifecycle
@@ -151,11 +153,14 @@ class StepPipeline:
         trace: tuple[str, str] = ("", ""),
     ) -> Pending:
         """`_begin`, traced where tracing is on; `trace` is the step's own, of the caller's."""
-        if self._tracer is None:
+        if self._tracer is None and not self.notes_traces:
             return self._begin(message, path_map, encode)
-        span = self._tracer.begin(message, CALLER.get().of_step(*trace))
+        caller = CALLER.get().of_step(*trace)
+        if self._tracer is None:
+            return self._begin(message, path_map, encode, caller.trace_id)
+        span = self._tracer.begin(message, caller)
         try:
-            pending = self._begin(message, path_map, encode)
+            pending = self._begin(message, path_map, encode, caller.trace_id)
         except MlxrtError as error:
             span.refused(error)
             raise
@@ -170,6 +175,7 @@ class StepPipeline:
         message: step_pb2.StepRequest,
         path_map: PathMap | None,
         encode: Encoder,
+        trace_id: str = "",
     ) -> Pending:
         try:
             if not message.HasField("session"):
@@ -177,7 +183,9 @@ class StepPipeline:
             call = self._decoder.decode(message)
             if self._lifecycle.state is not ServerState.SERVING:
                 self._check_state(call)
-            waiter, replayed = self._dispatcher.begin(call.session_id, call.epoch, call.step)
+            waiter, replayed = self._dispatcher.begin(
+                call.session_id, call.epoch, call.step, trace_id
+            )
         except MlxrtError as error:
             raise (relocate(error, path_map) if path_map is not None else error) from None
         return Pending(waiter, replayed, encode)

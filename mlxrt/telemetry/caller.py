@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ SERVICE = "mlxrt.v1.ExecutionService"
 CHARACTERS_MAX = 512
 """Longest traceparent and tracestate that are looked at; W3C asks for no more."""
 STEP_RPCS = ("Step", "Prefill", "Decode", "Execute")
+_TRACE_ID = re.compile(r"(?!0+$)[0-9a-f]{32}")
 _METHODS = {f"/{SERVICE}/{name}": name for name in STEP_RPCS}
 
 
@@ -29,6 +31,13 @@ class Caller:
     traceparent: str = ""
     tracestate: str = ""
 
+    @property
+    def trace_id(self) -> str:
+        """Of the trace, hexadecimal; empty without one that is valid."""
+        parts = self.traceparent.split("-")
+        trace_id = parts[1] if len(parts) > 1 else ""
+        return trace_id if _TRACE_ID.fullmatch(trace_id) else ""
+
     def of_step(self, traceparent: str, tracestate: str) -> Caller:
         """The same call with the trace of one step in it, where that has one of its own."""
         if not traceparent or max(len(traceparent), len(tracestate)) > CHARACTERS_MAX:
@@ -38,7 +47,7 @@ class Caller:
 
 NOBODY = Caller()
 CALLER: ContextVar[Caller] = ContextVar("mlxrt_caller", default=NOBODY)
-"""The call that the current task serves; set where tracing is on."""
+"""The call that the current task serves; set where tracing is on, or the log has its traces."""
 
 
 class CallerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
-from mlxrt_client.v1 import session_pb2, step_pb2
+from mlxrt_client.v1 import execution_pb2, session_pb2, step_pb2
 
 from mlxrt.telemetry.logs import configure_logs
 from mlxrt.testing import FakeEngine
@@ -108,6 +108,36 @@ def test_a_lost_device_and_a_poisoned_sequence(
     assert (poisoned["code"], poisoned["failed_sequences"]) == ("OK", 1)
     assert (lost["code"], lost["reason"]) == ("INTERNAL", "DEVICE_LOST")
     assert log.lines("lost")[0]["level"] == "error"
+
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+@pytest.mark.parametrize("via", ["call", "stream", "step of a stream"])
+@pytest.mark.parametrize(
+    ("sent", "logged"),
+    [
+        (f"00-{TRACE}-00f067aa0ba902b7-01", TRACE), ("", None), ("00", None),
+        (f"00-{'0' * 32}-00f067aa0ba902b7-01", None), (f"00-{TRACE[:-1]}g-00-01", None),
+    ],
+)  # fmt: skip
+def test_the_callers_trace_is_in_the_line(
+    launch: Launch, configure: Callable[..., Log], via: str, sent: str, logged: str | None
+) -> None:
+    log = configure("json", "debug")
+    server = launch(log_level="debug")
+    session = server.open()
+    metadata = (("traceparent", sent),) if sent and via != "step of a stream" else ()
+    if via == "call":
+        server.call("Step", session.request(), metadata=metadata)
+    else:
+        request = execution_pb2.ExecuteRequest(step=session.request())
+        if via == "step of a stream":
+            request.traceparent = sent
+        run = server.channel.stream_stream("/mlxrt.v1.ExecutionService/Execute")
+        next(run(iter([request.SerializeToString()]), timeout=10, metadata=metadata))
+    (line,) = log.lines("step")
+    assert line.get("trace_id") == logged
 
 
 def test_at_info_steps_have_no_line(launch: Launch, configure: Callable[..., Log]) -> None:
