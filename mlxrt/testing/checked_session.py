@@ -136,7 +136,7 @@ class CheckedSession:
         try:
             answer = method(request, timeout=timeout_s or self.timeout_s)
         except grpc.RpcError as failure:
-            self._count(failure)
+            self.count(failure)
             raise error_from_rpc(failure) from failure
         self.statuses["OK"] += 1
         return answer
@@ -157,7 +157,7 @@ class CheckedSession:
         try:
             answer = self._stream.exchange(step, timeout_s)
         except grpc.RpcError as failure:
-            self._count(failure)
+            self.count(failure)
             self._stream = None
             raise error_from_rpc(failure) from failure
         except queue.Empty:
@@ -171,13 +171,17 @@ class CheckedSession:
         response: StepResponse = answer.step
         return response
 
-    def _count(self, failure: grpc.RpcError) -> None:
+    def count(self, failure: grpc.RpcError) -> None:
+        """Notes how a call ended."""
         self.statuses[failure.code().name] += 1
 
     # ---- the session ----
 
     def open(self) -> None:
         """Opens a session and leases its blocks."""
+        if self._stream is not None:  # it carries the session before
+            self._stream.cancel()
+            self._stream = None
         request = messages.open_session(self._ttl_ms, self._name)
         self.ref = self.call(self.sessions.OpenSession, request).session
         self.number, self._to_release = 1, []
@@ -194,8 +198,12 @@ class CheckedSession:
 
     def close(self) -> None:
         """Closes the session, then the connection."""
-        self.call(self.sessions.CloseSession, CloseSessionRequest(session=self.ref))
+        self.call_close()
         self.disconnect()
+
+    def call_close(self) -> None:
+        """Closes the session."""
+        self.call(self.sessions.CloseSession, CloseSessionRequest(session=self.ref))
 
     def take_over(self) -> None:
         """As another process would: the epoch rises, what was in flight is discarded."""
