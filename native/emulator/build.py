@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import os
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -32,12 +34,15 @@ class CompileError(ValueError):
 
 @functools.cache
 def cache_folder() -> Path:
-    """Returns the folder of compiled kernels: MLXRT_EMULATOR_CACHE, or one for this process."""
+    """Returns the folder of compiled kernels: build/emulator, or where MLXRT_EMULATOR_CACHE says;
+    one for this process where neither can be written."""
     named = os.environ.get("MLXRT_EMULATOR_CACHE")
-    if named:
-        Path(named).mkdir(parents=True, exist_ok=True)
-        return Path(named)
-    return Path(tempfile.mkdtemp(prefix="mlxrt_emulator_"))
+    folder = Path(named) if named else HERE.parents[1] / "build" / "emulator"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="mlxrt_emulator_"))
+    return folder
 
 
 @functools.cache
@@ -50,6 +55,17 @@ def machine_library() -> Path:
         programs = [str(path) for path in sources if path.suffix == ".cpp"]
         _compile([*MACHINE_FLAGS, *programs, "-ldl"], library, "")
     return library
+
+
+@functools.cache
+def build_program(name: str, sources: tuple[str, ...], flags: tuple[str, ...]) -> Path:
+    """Builds a program from sources of native/; paths are relative to it."""
+    folder = Path(tempfile.mkdtemp(prefix="mlxrt_emulator_"))
+    files = [str(HERE.parent / source) for source in sources]
+    common = ("-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{HERE.parent}")
+    _compile([*common, *flags, *files], folder / name, "")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder / name
 
 
 def compile_kernels(translation: Translation) -> Path:

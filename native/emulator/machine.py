@@ -151,6 +151,11 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+def declared_buffers(text: str, kernel: str) -> dict[int, str]:
+    """Returns what a kernel declares each buffer to be: "input", "output" or "constant"."""
+    return _translated(text).kernels[kernel]
+
+
 @functools.cache
 def _translated(text: str) -> Translation:
     return translate(text)
