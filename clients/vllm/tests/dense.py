@@ -1,8 +1,9 @@
 """mlx-lm alone, in the server's environment: is each of these tokens the greedy one?
 
-`PYTHON dense.py MODEL` reads a JSON list of [prompt length, tokens] from its input and writes one
-list of token ids for each: the largest logit's after each token from the prompt's last on, of one
-dense float32 run over them all. Tokens that equal this are those of greedy decoding.
+`PYTHON dense.py MODEL` reads a JSON list of [prompt length, tokens] from its input. For each it
+makes one dense float32 run over all tokens and writes `chosen`, the largest logit's token after
+each from the prompt's last on, and `logprobs`, of each token but the first. Tokens that equal
+`chosen` are those of greedy decoding.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ def main() -> None:
 
     model, _ = import_mlx_lm_loader().load_model(Path(sys.argv[1]))
     model.set_dtype(mx.float32)
-    chosen = []
+    runs = []
     for prompt_length, tokens in json.load(sys.stdin):
-        logits = model(mx.array([tokens]))[0]
-        chosen.append(logits[prompt_length - 1 : -1].argmax(axis=1).tolist())
-    json.dump(chosen, sys.stdout)
+        logits = model(mx.array([tokens]))[0, :-1]
+        chosen = logits[prompt_length - 1 :].argmax(axis=1)
+        given = mx.array(tokens[1:])[:, None]
+        logprobs = mx.take_along_axis(logits, given, axis=1)[:, 0] - mx.logsumexp(logits, axis=1)
+        runs.append({"chosen": chosen.tolist(), "logprobs": logprobs.tolist()})
+    json.dump(runs, sys.stdout)
 
 
 if __name__ == "__main__":

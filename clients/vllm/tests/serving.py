@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mlxrt_client import Client, RetryPolicy
 from mlxrt_client.errors import MlxrtError
@@ -83,8 +84,8 @@ def serving(*arguments: str) -> Iterator[Server]:
                 server.stop(signal.SIGKILL)
 
 
-def greedy_tokens(model: Path, runs: Sequence[tuple[list[int], list[int]]]) -> list[list[int]]:
-    """What mlx-lm's dense run chooses after each (prompt, tokens), if it had chosen them so far."""
+def dense_runs(model: Path, runs: Sequence[tuple[list[int], list[int]]]) -> list[dict[str, Any]]:
+    """mlx-lm's dense run over each prompt and its tokens: see dense.py."""
     request = json.dumps([[len(prompt), prompt + tokens] for prompt, tokens in runs])
     done = subprocess.run(
         [server_python(), "-P", str(TESTS / "dense.py"), str(model)],
@@ -93,5 +94,5 @@ def greedy_tokens(model: Path, runs: Sequence[tuple[list[int], list[int]]]) -> l
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    chosen: list[list[int]] = json.loads(done.stdout)
-    return chosen
+    answer: list[dict[str, Any]] = json.loads(done.stdout)
+    return answer
