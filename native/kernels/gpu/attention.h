@@ -4,6 +4,7 @@
 // Compiled for:
 //   ELEMENT, HEAD_DIM   see element.h
 //   QUERIES             query vectors (row, head) that a simd-group holds: 1, 2, 4 or 8
+//   SIMDGROUPS          of a threadgroup
 //   CHUNK               0: sequences with one row in the step; 1: those with more
 //   SOFTCAP             1: a score s becomes params.softcap * tanh(s / params.softcap)
 //   ENTRY, MERGE_ENTRY  names of the kernels
@@ -18,10 +19,16 @@
 #include "attention_work.h"
 #include "element.h"
 
+// 16 elements of each query vector for a lane, half of that where there are many vectors: what a lane
+// holds must fit in its registers. Measured, see native/README.md.
 #ifndef ROW_LANES
-#if ROW_VECTORS == 8 || ROW_VECTORS == 24
+#if ROW_VECTORS <= 8
+#define ROW_LANES (QUERIES <= 2 ? 4 : 8)
+#elif ROW_VECTORS <= 16
+#define ROW_LANES (QUERIES <= 2 ? 8 : 16)
+#elif ROW_VECTORS == 24
 #define ROW_LANES 8
-#elif ROW_VECTORS <= 16 || ROW_VECTORS == 32 || ROW_VECTORS == 48
+#elif ROW_VECTORS <= 32 || ROW_VECTORS == 48
 #define ROW_LANES 16
 #else
 #define ROW_LANES 32
@@ -30,7 +37,7 @@
 #define LANE_VECTORS ((ROW_VECTORS + ROW_LANES - 1) / ROW_LANES)
 #define LANE_ELEMENTS (LANE_VECTORS * VECTOR_ELEMENTS)
 #ifndef LOADS
-#define LOADS ((LANE_VECTORS == 1 ? 8 : LANE_VECTORS == 2 ? 4 : 2) / (QUERIES == 8 ? 2 : 1))
+#define LOADS (LANE_VECTORS == 1 ? 4 : 2)
 #endif
 #define STRIDE (LANES / ROW_LANES)
 #define TILE (LOADS * STRIDE)
@@ -221,34 +228,18 @@ INLINE void store_lane(THREADGROUP float* states, THREAD const LaneState& state,
   }
 }
 
-// The simd-groups that shared a query vector meet: 16 bytes of its normalised output, and the
-// logarithm of its sum. `sink` takes weight.
-INLINE float join_simdgroups(THREAD float* elements, THREADGROUP const float* states, int vector,
-                             int chunk, int sharers, int step, float sink) {
+// The simd-groups that shared a query vector meet.
+INLINE Merged join_simdgroups(THREADGROUP const float* states, int vector, int chunk, int sharers,
+                              int step, float sink) {
   THREADGROUP const float* maxima = states + SIMDGROUPS * QUERIES * HEAD_DIM + vector;
   THREADGROUP const float* sums = maxima + SIMDGROUPS * QUERIES;
-  float top = sink;
+  Merged merged = start_merge(sink);
   for (int g = 0; g < sharers; ++g) {
-    top = fmax(top, maxima[g * step]);
+    THREADGROUP const float* elements =
+        states + (vector + g * step) * HEAD_DIM + chunk * VECTOR_ELEMENTS;
+    ADD_TO_MERGE(merged, maxima[g * step], sums[g * step], elements)
   }
-  const float base = top == -INFINITY ? 0.0f : top;
-  float sum = power_of_two(sink - base);
-  UNROLL for (int e = 0; e < VECTOR_ELEMENTS; ++e) {
-    elements[e] = 0.0f;
-  }
-  for (int g = 0; g < sharers; ++g) {
-    const float weight = power_of_two(maxima[g * step] - base);
-    sum += weight * sums[g * step];
-    UNROLL for (int e = 0; e < VECTOR_ELEMENTS; ++e) {
-      elements[e] +=
-          weight * states[(vector + g * step) * HEAD_DIM + chunk * VECTOR_ELEMENTS + e];
-    }
-  }
-  const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
-  UNROLL for (int e = 0; e < VECTOR_ELEMENTS; ++e) {
-    elements[e] *= factor;
-  }
-  return base + log_two(sum);
+  return merged;
 }
 
 // Rows past the last sequence's are padding, and zero.
@@ -261,21 +252,53 @@ INLINE void clear_padding(DEVICE uint4* out, int first_row, int thread_number,
   }
 }
 
-// Merges the parts of a tile: one output row is `vectors` partial results long.
+// Merges the parts of a tile. Where the outputs are fewer than the threads, several threads share
+// the parts of one and meet in threadgroup memory.
 INLINE void merge_tile(DEVICE const float* partial_outputs,
                        DEVICE const float* partial_logarithms, DEVICE const float* sinks,
-                       DEVICE uint4* out, Work work, int tile, int kv_head, int parts, int thread_number,
+                       DEVICE uint4* out, THREADGROUP float* shared, Work work, int tile,
+                       int kv_head, int parts, int thread_number,
                        CONSTANT const AttentionParams& params) {
   const long first = partial_index(tile, kv_head, 0, params);
-  for (int i = thread_number; i < work.rows * params.group * ROW_VECTORS; i += THREADS) {
+  const int step = params.tile_rows * params.group;
+  const int outputs = work.rows * params.group * ROW_VECTORS;
+  const int sharers = max(THREADS / outputs, 1);
+  const int share = thread_number / outputs;
+  for (int i = thread_number - share * outputs; i < outputs && share < sharers; i += THREADS) {
     const int vector = i / ROW_VECTORS;
     const int chunk = i % ROW_VECTORS;
     const int head = kv_head * params.group + vector % params.group;
     const long row = work.row + vector / params.group;
-    merge_parts(partial_outputs + (first + vector) * HEAD_DIM,
-                partial_logarithms + first + vector, parts, params.tile_rows * params.group, chunk,
-                sink_of(sinks, head, params),
-                out + (row * params.num_q_heads + head) * ROW_VECTORS + chunk);
+    Merged merged = start_merge(share == 0 ? sink_of(sinks, head, params) : -INFINITY);
+    UNROLL_BY(4) for (int p = share; p < parts; p += sharers) {
+      const long at = first + long(p) * step + vector;
+      DEVICE const float* elements = partial_outputs + at * HEAD_DIM + chunk * VECTOR_ELEMENTS;
+      ADD_TO_MERGE(merged, partial_logarithms[at], 1.0f, elements)
+    }
+    if (sharers == 1) {
+      out[(row * params.num_q_heads + head) * ROW_VECTORS + chunk] = finish_merge(merged);
+    } else {
+      THREADGROUP float* kept = shared + thread_number * (VECTOR_ELEMENTS + 2);
+      kept[0] = merged.top;
+      kept[1] = merged.sum;
+      UNROLL for (int e = 0; e < VECTOR_ELEMENTS; ++e) {
+        kept[2 + e] = merged.elements[e];
+      }
+    }
+  }
+  THREADGROUP_BARRIER();
+  if (sharers > 1 && share == 0) {
+    const int vector = thread_number / ROW_VECTORS;
+    const int head = kv_head * params.group + vector % params.group;
+    const long row = work.row + vector / params.group;
+    Merged merged = start_merge(-INFINITY);
+    for (int g = 0; g < sharers; ++g) {
+      THREADGROUP const float* kept =
+          shared + (thread_number + g * outputs) * (VECTOR_ELEMENTS + 2);
+      ADD_TO_MERGE(merged, kept[0], kept[1], kept + 2)
+    }
+    out[(row * params.num_q_heads + head) * ROW_VECTORS + thread_number % ROW_VECTORS] =
+        finish_merge(merged);
   }
 }
 
@@ -353,27 +376,26 @@ KERNEL(ENTRY)(
     const int head = kv_head * params.group + vector % params.group;
     const bool is_whole = part.count <= 1;
     const float sink = is_whole ? sink_of(sinks, head, params) : -INFINITY;
-    float elements[VECTOR_ELEMENTS];
-    const float logarithm =
-        join_simdgroups(elements, states, vector, chunk, sharers, sets * QUERIES, sink);
+    Merged merged = join_simdgroups(states, vector, chunk, sharers, sets * QUERIES, sink);
     if (is_whole) {
       const long row = work.row + vector / params.group;
-      out[(row * params.num_q_heads + head) * ROW_VECTORS + chunk] = pack(elements);
+      out[(row * params.num_q_heads + head) * ROW_VECTORS + chunk] = finish_merge(merged);
     } else {
       const long at = partial_index(GROUP_Z, kv_head, part.index, params) + vector;
+      const float factor = merged.sum == 0.0f ? 0.0f : 1.0f / merged.sum;
       if (chunk == 0) {
-        partial_logarithms[at] = logarithm;
+        partial_logarithms[at] = merged.top + log_two(merged.sum);
       }
       UNROLL for (int e = 0; e < VECTOR_ELEMENTS; ++e) {
-        partial_outputs[at * HEAD_DIM + chunk * VECTOR_ELEMENTS + e] = elements[e];
+        partial_outputs[at * HEAD_DIM + chunk * VECTOR_ELEMENTS + e] = merged.elements[e] * factor;
       }
     }
   }
 #if MERGES_IN_PLACE
   if (part.count > 1 &&
       is_last_arrival(arrivals + long(GROUP_Z) * params.num_kv_heads + kv_head, part.count)) {
-    merge_tile(partial_outputs, partial_logarithms, sinks, out, work, GROUP_Z, kv_head, part.count,
-               THREAD_INDEX, params);
+    merge_tile(partial_outputs, partial_logarithms, sinks, out, states, work, GROUP_Z, kv_head,
+               part.count, THREAD_INDEX, params);
   }
 #endif
 }
@@ -390,9 +412,9 @@ KERNEL(MERGE_ENTRY)(
     PARAMETERS(AttentionParams, 6)) {
   const Work work = find_work(query_start, context_len, GROUP_Y, params);
   const int parts = find_part(work, 0, params).count;
-  if (parts > 1) {
-    merge_tile(partial_outputs, partial_logarithms, sinks, out, work, GROUP_Y, GROUP_X, parts,
-               THREAD_INDEX, params);
+  if (work.rows > 0 && parts > 1) {
+    merge_tile(partial_outputs, partial_logarithms, sinks, out, THREADGROUP_MEMORY, work, GROUP_Y,
+               GROUP_X, parts, THREAD_INDEX, params);
   }
 }
 #endif

@@ -20,31 +20,42 @@ INLINE float sink_of(DEVICE const float* sinks, int head, CONSTANT const Attenti
   return params.has_sinks ? sinks[head] * LOG2_E : -INFINITY;
 }
 
-// Writes 16 bytes of the output of one vector: element range `chunk` of `parts` partial results,
-// `step` vectors apart.
-INLINE void merge_parts(DEVICE const float* outputs, DEVICE const float* logarithms, int parts,
-                        int step, int chunk, float sink, DEVICE uint4* out) {
-  float top = sink;
-  for (int i = 0; i < parts; ++i) {
-    top = fmax(top, logarithms[long(i) * step]);
-  }
-  const float base = top == -INFINITY ? 0.0f : top;
-  float sum = power_of_two(sink - base);
+// A softmax over parts, of 16 bytes of the output.
+struct Merged {
+  float top;
+  float sum;
   float elements[VECTOR_ELEMENTS];
+};
+
+INLINE Merged start_merge(float sink) {
+  Merged merged;
+  merged.top = sink;
+  merged.sum = sink == -INFINITY ? 0.0f : 1.0f;
   UNROLL for (int e = 0; e < VECTOR_ELEMENTS; ++e) {
-    elements[e] = 0.0f;
+    merged.elements[e] = 0.0f;
   }
-  for (int i = 0; i < parts; ++i) {
-    const float weight = power_of_two(logarithms[long(i) * step] - base);
-    DEVICE const float* from = outputs + long(i) * step * HEAD_DIM + chunk * VECTOR_ELEMENTS;
-    sum += weight;
-    UNROLL for (int e = 0; e < VECTOR_ELEMENTS; ++e) {
-      elements[e] += weight * from[e];
-    }
+  return merged;
+}
+
+// Adds what has maximum `top` and sum of weights `sum`; `elements` may lie in any address space.
+#define ADD_TO_MERGE(merged, other_top, other_sum, other_elements)                            \
+  {                                                                                           \
+    const float top_ = fmax((merged).top, other_top);                                         \
+    const float base_ = top_ == -INFINITY ? 0.0f : top_;                                      \
+    const float kept_ = power_of_two((merged).top - base_);                                   \
+    const float added_ = power_of_two((other_top) - base_);                                   \
+    (merged).top = top_;                                                                      \
+    (merged).sum = (merged).sum * kept_ + (other_sum) * added_;                               \
+    UNROLL for (int e_ = 0; e_ < VECTOR_ELEMENTS; ++e_) {                                     \
+      (merged).elements[e_] = (merged).elements[e_] * kept_ + (other_elements)[e_] * added_;  \
+    }                                                                                         \
   }
-  const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
+
+// The weighted mean; zero where nothing was seen.
+INLINE uint4 finish_merge(THREAD Merged& merged) {
+  const float factor = merged.sum == 0.0f ? 0.0f : 1.0f / merged.sum;
   UNROLL for (int e = 0; e < VECTOR_ELEMENTS; ++e) {
-    elements[e] *= factor;
+    merged.elements[e] *= factor;
   }
-  *out = pack(elements);
+  return pack(merged.elements);
 }

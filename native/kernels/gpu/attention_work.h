@@ -59,15 +59,11 @@ INLINE Work find_work(DEVICE const int* query_start, DEVICE const int* context_l
 INLINE Part find_part(Work work, int index, CONSTANT const AttentionParams& params) {
   const int end = max(work.position + work.rows, 0);
   const int begin = params.window > 0 ? max(work.position + 1 - params.window, 0) : 0;
-  int size = SMALLEST_PART;
-  while (size < LARGEST_PART && size * WANTED_PARTS < end - begin) {
-    size *= 2;
-  }
   Part part;
   part.index = index;
-  part.count = (end - begin + size - 1) / size;
-  part.begin = min(begin + index * size, end);
-  part.end = min(part.begin + size, end);
+  part.count = (end - begin + params.part_size - 1) / params.part_size;
+  part.begin = min(begin + index * params.part_size, end);
+  part.end = min(part.begin + params.part_size, end);
   part.first_entry = part.begin >> params.block_shift;
   return part;
 }

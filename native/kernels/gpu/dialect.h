@@ -2,6 +2,8 @@
 // On the host it is run as MSL, by an emulated <metal_stdlib>. The rules stand in native/README.md.
 #pragma once
 
+#define PRAGMA_TEXT(text) #text
+
 #if defined(__CUDACC__)
 
 #include <cuda_fp16.h>
@@ -12,9 +14,11 @@
 #define THREAD
 #define INLINE static __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
+#define UNROLL_BY(count) _Pragma(PRAGMA_TEXT(unroll count))
 
 // KERNEL(name)(buffers, PARAMETERS(Struct, index)) { ... }: `params` is the struct.
-#define KERNEL(name) extern "C" __global__ void __launch_bounds__(THREADS) name
+// Sixteen simd-groups of a multiprocessor hide the latency of memory: 128 registers for a thread.
+#define KERNEL(name) extern "C" __global__ void __launch_bounds__(THREADS, 16 / SIMDGROUPS) name
 #define BUFFER(index)
 #define PARAMETERS(type, index) const type params
 #define THREADGROUP_MEMORY reinterpret_cast<float*>(mlxrt_threadgroup_memory)
@@ -104,6 +108,7 @@ using namespace metal;
 #define THREAD thread
 #define INLINE inline
 #define UNROLL _Pragma("unroll")
+#define UNROLL_BY(count) _Pragma(PRAGMA_TEXT(unroll count))
 
 #define KERNEL(name) kernel void name
 #define BUFFER(index) [[buffer(index)]]
@@ -169,7 +174,9 @@ INLINE uint4 make_vector(uint x, uint y, uint z, uint w) {
 
 #endif
 
-// Every kernel runs in threadgroups of this many threads: four simd-groups of 32 lanes.
+// Every kernel runs in threadgroups of THREADS threads: SIMDGROUPS simd-groups of 32 lanes.
 #define LANES 32
+#ifndef SIMDGROUPS
 #define SIMDGROUPS 4
+#endif
 #define THREADS (LANES * SIMDGROUPS)

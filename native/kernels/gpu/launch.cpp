@@ -7,7 +7,12 @@
 namespace mlxrt::gpu {
 namespace {
 
-constexpr int simdgroups = 4;
+// Simd-groups that a core keeps busy with one kernel, see KERNEL in dialect.h.
+constexpr int simdgroups_of_core = 16;
+// Merging costs about as much as reading this many positions; more parts than these are worth it
+// only where each is long.
+constexpr int most_short_parts = 16;
+constexpr int long_part = 512;
 constexpr std::array<int, 7> head_dims = {64, 80, 96, 112, 128, 192, 256};
 constexpr int widest_with_eight = 128;
 
@@ -20,35 +25,63 @@ int most_queries(const AttentionShape& shape) {
   return shape.head_dim <= widest_with_eight ? 8 : 4;
 }
 
+// Their results meet in threadgroup memory, of which Metal has 32 KiB.
+int simdgroups_of(int queries, int head_dim) {
+  return queries * head_dim <= 512 ? 8 : 4;
+}
+
+int64_t round_up(int64_t value, int64_t step) {
+  return (value + step - 1) / step * step;
+}
+
 int queries_of(const AttentionShape& shape, bool is_chunk) {
   const int group = group_of(shape);
   if (is_chunk) {
-    return group <= 4 * simdgroups ? 4 : most_queries(shape);
+    return group <= 4 * simdgroups_of(4, shape.head_dim) ? 4 : most_queries(shape);
   }
   return std::min(static_cast<int>(std::bit_ceil(static_cast<unsigned>(group))),
                   most_queries(shape));
 }
 
-int most_parts(const AttentionShape& shape, int tile_rows) {
-  int64_t seen = static_cast<int64_t>(shape.max_blocks) * shape.block_size;
-  if (shape.window > 0) {
-    seen = std::min<int64_t>(seen, static_cast<int64_t>(shape.window) + tile_rows - 1);
-  }
-  const auto parts_of = [seen](int size) { return static_cast<int>((seen + size - 1) / size); };
-  // Up to WANTED_PARTS whatever the size, see find_part.
-  return std::max(1, seen <= SMALLEST_PART * WANTED_PARTS
-                         ? parts_of(SMALLEST_PART)
-                         : std::max(WANTED_PARTS, parts_of(LARGEST_PART)));
+// Positions that one tile sees at most.
+int64_t most_seen(const AttentionShape& shape, int tile_rows) {
+  const int64_t seen = static_cast<int64_t>(shape.max_blocks) * shape.block_size;
+  return shape.window > 0 ? std::min<int64_t>(seen, static_cast<int64_t>(shape.window) + tile_rows - 1)
+                          : seen;
+}
+
+// Long enough that all parts of the step fit on the device at once, so that none waits for a core,
+// and that merging is little beside reading. It depends on the whole step, so a row's last bits do.
+int part_size_of(const AttentionShape& shape, const AttentionKey& key, int64_t seen, int tiles) {
+  const int64_t slots =
+      static_cast<int64_t>(shape.cores) * simdgroups_of_core / key.simdgroups;
+  const int64_t total = shape.positions > 0 ? std::min(shape.positions, seen * tiles) : seen * tiles;
+  const int64_t fitting = (total * shape.num_kv_heads + slots - 1) / slots;
+  const int64_t mergeable =
+      std::min<int64_t>(long_part, (seen + most_short_parts - 1) / most_short_parts);
+  const int64_t least = std::max({fitting, mergeable, int64_t{SMALLEST_PART}});
+  const int64_t parts = std::max<int64_t>(1, seen / least);
+  const int64_t size = round_up((seen + parts - 1) / parts, SMALLEST_PART);
+  return static_cast<int>(std::min<int64_t>(size, LARGEST_PART));
 }
 
 AttentionLaunch launch_of(const AttentionShape& shape, bool is_chunk) {
   constexpr float log2_e = 1.44269504088896340736f;
   AttentionLaunch launch{};
-  launch.key = {shape.element, shape.head_dim, queries_of(shape, is_chunk), is_chunk,
-                shape.softcap > 0.0f};
-  const int tile_rows =
-      is_chunk ? std::max(1, simdgroups * launch.key.queries / group_of(shape)) : 1;
-  const int parts = most_parts(shape, tile_rows);
+  const int queries = queries_of(shape, is_chunk);
+  const int simdgroups = simdgroups_of(queries, shape.head_dim);
+  launch.key = {.element = shape.element,
+                .head_dim = shape.head_dim,
+                .queries = queries,
+                .simdgroups = simdgroups,
+                .chunk = is_chunk,
+                .softcap = shape.softcap > 0.0f};
+  const int tile_rows = is_chunk ? std::max(1, simdgroups * queries / group_of(shape)) : 1;
+  const int tiles = is_chunk ? shape.num_rows / tile_rows + shape.num_sequences
+                             : shape.num_sequences;
+  const int64_t seen = most_seen(shape, tile_rows);
+  const int part_size = part_size_of(shape, launch.key, seen, tiles);
+  const int parts = std::max<int>(1, (seen + part_size - 1) / part_size);
   launch.params = {
       .num_q_heads = shape.num_q_heads,
       .num_kv_heads = shape.num_kv_heads,
@@ -59,21 +92,20 @@ AttentionLaunch launch_of(const AttentionShape& shape, bool is_chunk) {
       .num_sequences = shape.num_sequences,
       .num_rows = shape.num_rows,
       .tile_rows = tile_rows,
+      .part_size = part_size,
       .max_parts = parts,
       .window = shape.window,
       .has_sinks = shape.has_sinks,
       .scale = shape.softcap > 0.0f ? shape.scale : shape.scale * log2_e,
       .softcap = shape.softcap,
   };
-  const int tiles = is_chunk ? shape.num_rows / tile_rows + shape.num_sequences
-                             : shape.num_sequences;
   // One more than the sequences clears the padding, if there is any: a sequence may have no row.
-  const int padding = is_chunk ? 0 : 1;
   launch.grid = {shape.num_kv_heads, parts, tiles + padding};
   launch.merge_grid = {shape.num_kv_heads, tiles, 1};
-  launch.threadgroup_bytes = 4 *
-      (simdgroups * launch.key.queries * (shape.head_dim + 2) + LARGEST_PART / shape.block_size +
-       2);
+  // States of the simd-groups and the part's table; or what the threads of a merge share.
+  const int states = simdgroups * queries * (shape.head_dim + 2) + part_size / shape.block_size + 2;
+  launch.threads = 32 * simdgroups;
+  launch.threadgroup_bytes = 4 * std::max(states, launch.threads * 10);
   launch.arrivals = parts > 1 ? static_cast<int64_t>(tiles) * shape.num_kv_heads : 0;
   launch.partial_vectors = launch.arrivals * parts * tile_rows * launch.params.group;
   return launch;
@@ -89,7 +121,9 @@ std::string why_not(const AttentionShape& shape) {
       !std::has_single_bit(static_cast<unsigned>(shape.block_size))) {
     return "no kernel for block size " + std::to_string(shape.block_size);
   }
-  if (group_of(shape) > simdgroups * most_queries(shape)) {
+  const int most_vectors =
+      most_queries(shape) * simdgroups_of(most_queries(shape), shape.head_dim);
+  if (group_of(shape) > most_vectors) {
     return "no kernel for " + std::to_string(group_of(shape)) + " query heads per KV head";
   }
   if (static_cast<int64_t>(shape.num_blocks) * shape.block_size > INT32_MAX) {

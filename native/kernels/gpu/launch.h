@@ -28,19 +28,22 @@ struct AttentionShape {
   int num_sequences;
   int num_rows;          // padding included
   int most_rows = 0;     // of one sequence in this step; 0: not known
+  int64_t positions = 0;  // that the rows see, each sequence's counted once; 0: not known
+  int cores = 32;        // of the device
   int window = 0;
   bool has_sinks = false;
   float scale = 1.0f;
   float softcap = 0.0f;
 };
 
-// Threadgroups of THREADS threads. Partial results are needed if params.max_parts > 1: HEAD_DIM and 1
+// One kernel, and what goes with it. Partial results are needed if params.max_parts > 1: HEAD_DIM and 1
 // float32 for each of `partial_vectors`, and a merge: `merge_grid`, or `arrivals` zeroed counters.
 struct AttentionLaunch {
   AttentionKey key;
   AttentionParams params;
   Grid grid;
   Grid merge_grid;
+  int threads;            // of a threadgroup
   int threadgroup_bytes;
   int64_t partial_vectors;
   int64_t arrivals;

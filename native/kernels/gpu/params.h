@@ -11,6 +11,7 @@ struct AttentionParams {
   int num_sequences;
   int num_rows;       // of q, padding included
   int tile_rows;      // rows of a sequence that one threadgroup serves
+  int part_size;      // positions in a part of a context
   int max_parts;      // parts of a context that scratch has room for
   int window;         // positions that a row sees, itself included; 0: all
   int has_sinks;
@@ -29,8 +30,6 @@ struct CopyParams {
   int num_blocks;
 };
 
-// Positions in a part of a context: few enough to have work for every core, enough to be worth
-// merging. Depends on what the row itself sees and on nothing else, so neither do its bits.
+// Bounds of part_size.
 #define SMALLEST_PART 64
-#define LARGEST_PART 512
-#define WANTED_PARTS 16
+#define LARGEST_PART 4096

@@ -10,6 +10,7 @@ namespace mlxrt::gpu {
   FIELD(element, ELEMENT)             \
   FIELD(head_dim, HEAD_DIM)           \
   FIELD(queries, QUERIES)             \
+  FIELD(simdgroups, SIMDGROUPS)       \
   FIELD(chunk, CHUNK)                 \
   FIELD(softcap, SOFTCAP)
 
