@@ -1,6 +1,4 @@
-// What a threadgroup of paged attention works on. Compiled for CHUNK, see attention.h.
-#pragma once
-
+// What a threadgroup of paged attention works on. Part of attention.h, compiled for CHUNK: no guard.
 #include "dialect.h"
 #include "params.h"
 

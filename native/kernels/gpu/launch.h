@@ -43,8 +43,8 @@ struct AttentionLaunch {
   AttentionParams params;
   Grid grid;
   Grid merge_grid;
-  int threads;            // of a threadgroup
-  int threadgroup_bytes;
+  int threads;            // of a threadgroup, the merge's too
+  int threadgroup_bytes;  // of the merge too
   int64_t partial_vectors;
   int64_t arrivals;
 };
