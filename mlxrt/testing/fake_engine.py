@@ -36,12 +36,14 @@ class FakeFaults:
         nan_prompt_tokens: sequences whose prompt has one of these tokens give NaN logits in every
             row that is read.
         load_error: loading ends with this.
+        heartbeat_age_s: what the engine says of its heartbeat, whatever it does; None for the truth.
     """
 
     fail_tickets: set[int] = field(default_factory=set)
     lose_ticket: int | None = None
     nan_prompt_tokens: set[int] = field(default_factory=set)
     load_error: MlxrtError | None = None
+    heartbeat_age_s: float | None = None
 
 
 class FakeEngine:
@@ -142,6 +144,8 @@ class FakeEngine:
 
     def heartbeat_age_s(self) -> float:
         """As Engine.heartbeat_age_s: since the running plan began, 0 where none runs."""
+        if self.faults.heartbeat_age_s is not None:
+            return self.faults.heartbeat_age_s
         running_s = self._running_s
         return 0.0 if running_s is None else time.perf_counter() - running_s
 
