@@ -36,7 +36,7 @@ class FakeFaults:
         nan_prompt_tokens: sequences whose prompt has one of these tokens give NaN logits in every
             row that is read.
         load_error: loading ends with this.
-        heartbeat_age_s: what the engine says of its heartbeat, whatever it does; None for the truth.
+        heartbeat_age_s: what the engine says of its heartbeat; None for the truth.
     """
 
     fail_tickets: set[int] = field(default_factory=set)
