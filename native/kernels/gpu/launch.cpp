@@ -100,6 +100,7 @@ AttentionLaunch launch_of(const AttentionShape& shape, bool is_chunk) {
       .softcap = shape.softcap,
   };
   // One more than the sequences clears the padding, if there is any: a sequence may have no row.
+  const int padding = is_chunk ? 0 : 1;
   launch.grid = {shape.num_kv_heads, parts, tiles + padding};
   launch.merge_grid = {shape.num_kv_heads, tiles, 1};
   // States of the simd-groups and the part's table; or what the threads of a merge share.
