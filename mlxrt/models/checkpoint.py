@@ -32,7 +32,7 @@ class Checkpoint:
     """A model folder.
 
     Attributes:
-        config: config.json, with generation_config.json's end tokens where it names some.
+        config: config.json, with generation_config.json's begin and end tokens where it names some.
         tensors: by name, over all weight files.
         fingerprint: SHA-256, hexadecimal, over config.json and the names and sizes of the weight
             files.
@@ -90,8 +90,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     generation_path = folder / "generation_config.json"
     if generation_path.is_file():
         generation = _parse_object(_read_bytes(generation_path), generation_path)
-        if generation.get("eos_token_id") is not None:
-            config["eos_token_id"] = generation["eos_token_id"]
+        for field in ("bos_token_id", "eos_token_id"):
+            if generation.get(field) is not None:
+                config[field] = generation[field]
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise ModelError(f"{folder}: no model*.safetensors in it")
