@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import ipaddress
+import itertools
 import os
 import subprocess
 import sys
@@ -112,8 +113,7 @@ def ask(
     token: str | None = None,
 ) -> grpc.StatusCode:
     """The status of GetServerInfo through a channel of its own; plain where nobody is trusted."""
-    port = server.server.address.rpartition(":")[2]
-    target = f"127.0.0.1:{port}"
+    target = server.server.address.replace("0.0.0.0", "127.0.0.1")
     options = [("grpc.use_local_subchannel_pool", 1)]
     if trusted is None:
         channel = grpc.insecure_channel(target, options)
@@ -136,35 +136,86 @@ NO_CONNECTION = grpc.StatusCode.UNAVAILABLE
 NOT_KNOWN = grpc.StatusCode.UNAUTHENTICATED
 
 
-@pytest.mark.parametrize("bind", ["127.0.0.1:0", "0.0.0.0:0"])
-@pytest.mark.parametrize("mutual", [False, True])
-@pytest.mark.parametrize("with_token", [False, True])
+@dataclass(frozen=True)
+class Door:
+    """One way to listen: where, and what is asked of callers."""
+
+    bind: str
+    tls: bool
+    mutual: bool
+    token: bool
+
+    def settings(self, server: Pair, client_ca: Path, token_file: Path) -> dict[str, Any]:
+        """As load_settings takes them."""
+        files: dict[str, Any] = tls(server) if self.tls else {}
+        if self.mutual:
+            files["client_ca_file"] = client_ca
+        found = {"tls": files, "token_file": token_file if self.token else None}
+        return found if self.bind == "unix" else {**found, "address": self.bind}
+
+    def refusal(self) -> str | None:
+        """What the refusal of such a configuration names; None where it is served."""
+        if self.mutual and not self.tls:
+            return "tls.client_ca_file"
+        if self.bind == "unix":
+            return "unix socket" if self.tls else None
+        if self.bind == EVERYWHERE and not self.tls:
+            return "tls.certificate_file"
+        if self.bind == EVERYWHERE and not (self.mutual or self.token):
+            return "tls.client_ca_file or token_file"
+        return None
+
+    def answer(self, in_tls: bool, certificate: str, token: str | None) -> grpc.StatusCode:
+        """What a call ends with that comes in this way."""
+        if in_tls != self.tls or (self.mutual and certificate != "right"):
+            return NO_CONNECTION
+        return OK if token == TOKEN or not self.token else NOT_KNOWN
+
+
+LOOPBACK, EVERYWHERE = "127.0.0.1:0", "0.0.0.0:0"
+DOORS = [
+    Door(bind, *chosen)
+    for bind in ("unix", LOOPBACK, EVERYWHERE)
+    for chosen in itertools.product([False, True], repeat=3)
+]
+"""All there are: bind x TLS x client certificates x token."""
+
+
+def called(door: Door) -> str:
+    parts = ("tls", door.tls), ("mutual", door.mutual), ("token", door.token)
+    return "-".join([door.bind, *(name for name, asked in parts if asked)])
+
+
+@pytest.mark.parametrize("door", [d for d in DOORS if d.refusal()], ids=called)
+def test_each_way_to_listen_that_is_refused(
+    authority: Authority, token_file: Path, door: Door
+) -> None:
+    settings = door.settings(authority.issue("server"), authority.file, token_file)
+    with pytest.raises(ConfigError, match=door.refusal()):
+        load_settings(None, **{"address": "unix:/tmp/s", **settings})
+
+
+@pytest.mark.parametrize("door", [d for d in DOORS if not d.refusal()], ids=called)
 def test_each_certificate_and_token(
-    launch: Launch, tmp_path: Path, authority: Authority, token_file: Path, bind: str,
-    mutual: bool, with_token: bool,
-) -> None:  # fmt: skip
-    settings: dict[str, Any] = {"tls": tls(authority.issue("server"))}
-    if mutual:
-        settings["tls"]["client_ca_file"] = authority.file
-    if with_token:
-        settings["token_file"] = token_file
-    if not bind.startswith("127.") and not (mutual or with_token):
-        with pytest.raises(ConfigError, match="token_file"):
-            load_settings(None, address=bind, **settings)
-        return
-    server = launch(address=bind, **settings)
-    stranger = Authority(tmp_path, "stranger")
+    launch: Launch, tmp_path: Path, authority: Authority, token_file: Path, door: Door
+) -> None:
+    server = launch(**door.settings(authority.issue("server"), authority.file, token_file))
     own = {
-        "none": None, "right": authority.issue("client"), "wrong CA": stranger.issue("other"),
+        "none": None, "right": authority.issue("client"),
+        "wrong CA": Authority(tmp_path, "stranger").issue("other"),
         "expired": authority.issue("late", expired=True),
     }  # fmt: skip
-    for name, pair in own.items():
+    calls = [(False, "none"), *((True, name) for name in (own if door.tls else ["none"]))]
+    for in_tls, name in calls:
         for token in (None, "wrong-token-0123456789", TOKEN):
-            expected = OK if token == TOKEN or not with_token else NOT_KNOWN
-            if mutual and name != "right":
-                expected = NO_CONNECTION
-            assert ask(server, authority.file, pair, token) is expected, (name, token)
-    assert ask(server, None, None, TOKEN) is NO_CONNECTION  # plain text to a TLS port
+            got = ask(server, authority.file if in_tls else None, own[name], token)
+            assert got is door.answer(in_tls, name, token), (in_tls, name, token)
+
+
+def test_no_way_to_listen_is_left_out() -> None:
+    served = {door for door in DOORS if not door.refusal()}
+    assert len(set(DOORS)) == 24 and len(served) == 11
+    assert all(d.tls and (d.mutual or d.token) for d in served if d.bind == EVERYWHERE)
 
 
 @pytest.mark.parametrize("fault", ["wrong CA", "expired", "wrong SAN", "no SAN"])
