@@ -23,6 +23,8 @@ from mlxrt.server.pipeline import Pending, StepPipeline
 from mlxrt.server.reaper import Reaper
 from mlxrt.server.runtime import Runtime, limits_in_force
 from mlxrt.server.session_service import SessionService
+from mlxrt.server.step_watch import tally_steps
+from mlxrt.telemetry.tallies import Tallies
 from mlxrt.testing.simulation.clock import Clocks, EventQueue
 from mlxrt.testing.simulation.engine import SimulatedEngine
 from mlxrt.testing.simulation.history import History
@@ -49,6 +51,7 @@ class SimulatedServer:
         core: the watched core.
         engine, reaper, lifecycle: its parts.
         waiter_count: answers how many steps somebody may wait for.
+        tallies: what its metrics count of steps.
     """
 
     def __init__(
@@ -108,6 +111,8 @@ class SimulatedServer:
         now_ms = self._clocks.monotonic_ms
         dispatcher = _CountedDispatcher(self.core, self.engine, now_ms, self._on_defect)
         self.waiter_count = dispatcher.waiter_count
+        self.tallies = Tallies()
+        dispatcher.observers.append(tally_steps(self.tallies))
         pipeline = StepPipeline(dispatcher, self.lifecycle, facts, limits)
         self.runtime = Runtime(facts, limits, self.core, dispatcher, pipeline, now_ms)
         self.lifecycle.move_to(ServerState.SERVING)

@@ -220,6 +220,20 @@ class Simulation:
         )
         commits = sum(s.committed and s.instance == server.instance for s in self.history.settled)
         core.check(counters.steps_committed == commits, "P18: committed steps")
+        tallies = server.tallies
+        core.check(
+            sum(steps.committed for steps in tallies.steps.values()) == commits,
+            "P18: committed steps as scraped",
+        )
+        core.check(
+            sum(tallies.step_failures.values()) == counters.steps_discarded,
+            "P18: discarded steps as scraped",
+        )
+        census = core.census()
+        core.check(
+            census.sequences == sum(census.leased_blocks) == sum(census.shared_blocks) == 0,
+            f"P18: the census has something left: {census}",
+        )
         core.check_integrity()
 
     def _count(self) -> None:
