@@ -1,4 +1,5 @@
-"""The command line: parsing and printing only. `mlxrt serve | demo | check | models | bench`."""
+"""The command line: parsing and printing only. `mlxrt serve | demo | check | models |
+bench | deploy`."""
 
 from __future__ import annotations
 
@@ -10,7 +11,18 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from mlxrt.config import ConfigError, Settings, load_settings
+from mlxrt.cli_options import (
+    AcceptSemantics,
+    Attention,
+    Blas,
+    ConfigFile,
+    Dtype,
+    Model,
+    SetOption,
+    settings_of,
+)
+from mlxrt.config import ConfigError
+from mlxrt.deploy.command import deploy
 from mlxrt.exit_code import ExitCode
 from mlxrt.versions import installed_versions
 
@@ -22,33 +34,11 @@ bench = typer.Typer(
     no_args_is_help=True, help="Measures this machine; tables, or JSON with --json."
 )
 app.add_typer(bench, name="bench")
+app.add_typer(deploy, name="deploy")
 
-Model = Annotated[
-    str | None,
-    typer.Option(help='A folder, a Hugging Face hub name, or "bundled" (the default).'),
-]
-Attention = Annotated[str | None, typer.Option(help="auto, native or gather.")]
-Dtype = Annotated[str | None, typer.Option(help="auto, float32, float16 or bfloat16.")]
-Blas = Annotated[str | None, typer.Option(help="auto, openblas or reference (Linux CPU).")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file of settings.")]
 JsonPath = Annotated[
     Path | None,
     typer.Option("--json", help='Where to write the report as JSON; "-" for standard output.'),
-]
-AcceptSemantics = Annotated[
-    bool,
-    typer.Option(
-        "--accept-mlx-lm-semantics",
-        help="Load a checkpoint although mlx-lm ignores a config field that changes numbers.",
-    ),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Any other setting, as limits.max_step_rows=512. Repeatable.",
-    ),
 ]
 
 
@@ -108,7 +98,7 @@ def serve(
     from mlxrt.server.app import run_server
     from mlxrt.telemetry.logs import configure_logs
 
-    settings = _settings(
+    settings = settings_of(
         config, set_, model=model, fake=fake or None, address=address,
         attention=attention, dtype=dtype, blas=blas, block_size=block_size, num_blocks=num_blocks,
         log_level=log_level, accept_mlx_lm_semantics=accept or None,
@@ -143,7 +133,7 @@ def check(
     """Checks environment, ABI and memory plan, and a checkpoint's numbers against mlx-lm alone."""
     from mlxrt.check.run import run_check
 
-    settings = _settings(
+    settings = settings_of(
         config, set_, model=model, attention=attention, dtype=dtype, blas=blas,
         accept_mlx_lm_semantics=accept or None,
     )  # fmt: skip
@@ -223,31 +213,6 @@ def bench_attention(
         lambda cell: console.print(str(cell), highlight=False, soft_wrap=True),
     )  # fmt: skip
     _write_report(report, json_path, tables.attention_table(report))
-
-
-def _settings(config: Path | None, set_: list[str] | None, **explicit: Any) -> Settings:
-    """Settings from the sources; options that were not given don't count."""
-    values: dict[str, Any] = {key: value for key, value in explicit.items() if value is not None}
-    for entry in set_ or ():
-        key, separator, text = entry.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {entry}: KEY=VALUE is needed")
-        *parents, name = key.split(".")
-        place = values
-        for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"--set {entry}: {parent} has a value of its own and no parts")
-        place[name] = _parsed(text)
-    return load_settings(config, **values)
-
-
-def _parsed(text: str) -> Any:
-    """The value of a `--set` option: JSON where it is JSON, else the text itself."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
 
 
 def _write_report(report: dict[str, Any], path: Path | None, table: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Mapping
 from dataclasses import fields as dataclass_fields
 from itertools import pairwise
 from pathlib import Path
@@ -337,7 +338,14 @@ def load_settings(config_file: Path | None = None, /, **explicit: Any) -> Settin
     Raises:
         ConfigError: a value is out of range, a key is unknown, or the file can't be read.
     """
-    from_file = _read_toml(config_file) if config_file is not None else {}
+    return load_settings_over({}, config_file, **explicit)
+
+
+def load_settings_over(
+    presets: Mapping[str, Any], config_file: Path | None = None, /, **explicit: Any
+) -> Settings:
+    """As `load_settings`, with `presets` in place of some defaults."""
+    from_file = read_toml(config_file) if config_file is not None else {}
 
     class Sourced(Settings):
         @classmethod
@@ -353,6 +361,7 @@ def load_settings(config_file: Path | None = None, /, **explicit: Any) -> Settin
                 init_settings,
                 env_settings,
                 InitSettingsSource(settings_cls, init_kwargs=from_file),
+                InitSettingsSource(settings_cls, init_kwargs=dict(presets)),
             )
 
     try:
@@ -367,7 +376,8 @@ def load_settings(config_file: Path | None = None, /, **explicit: Any) -> Settin
         raise ConfigError(str(error)) from error
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; raises ConfigError where it can't be read."""
     try:
         with path.open("rb") as file:
             return tomllib.load(file)

@@ -31,6 +31,7 @@ from mlxrt.server.errors import defect
 from mlxrt.server.execute_stream import StreamRegistry
 from mlxrt.server.lifecycle import Lifecycle, ServerState, draining
 from mlxrt.server.listening import bind, listen_for_scrapes
+from mlxrt.server.notify import notify
 from mlxrt.server.reaper import Reaper, monotonic_ms
 from mlxrt.server.runtime import Runtime, build_runtime
 from mlxrt.server.scrape import Observed, Scrape
@@ -340,6 +341,7 @@ async def serve(
     """
     server = Server(settings, engine, progress)
     server.lifecycle.subscribe(_tune_when_serving)
+    server.lifecycle.subscribe(notify)
     if prepare is not None:
         prepare(server)
     loop = asyncio.get_running_loop()

@@ -1,0 +1,1 @@
+"""Files that run and watch a server: `mlxrt deploy print`."""
