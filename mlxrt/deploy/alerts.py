@@ -48,7 +48,10 @@ def _phase_rate(mine: str, phase: str) -> str:
 def rules(settings: Settings, job: str) -> tuple[Alert, ...]:
     """The alerts, for servers with these settings."""
     mine = f"job={json.dumps(job)}"
-    idle_s = math.ceil(settings.limits.max_lease_ttl_ms / 1000)
+    return (*_of_health(settings, mine), *_of_clients(settings, mine), *_of_steps(mine))
+
+
+def _of_health(settings: Settings, mine: str) -> tuple[Alert, ...]:
     return (
         Alert(
             "MlxrtDown", "critical", f"up{{{mine}}} == 0", 2, "The server can't be scraped.",
@@ -68,6 +71,12 @@ def rules(settings: Settings, job: str) -> tuple[Alert, ...]:
             "Health says NOT_SERVING at stall_seconds. Is the device shared, hot, or swapping? A "
             "device that never answers needs a restart: sessions are lost with it.",
         ),
+    )  # fmt: skip
+
+
+def _of_clients(settings: Settings, mine: str) -> tuple[Alert, ...]:
+    idle_s = max(300, math.ceil(settings.limits.max_lease_ttl_ms / 1000))
+    return (
         Alert(
             "MlxrtQueueGrows", "warning",
             f"{_phase_rate(mine, 'queue')} > 0.8 * {_phase_rate(mine, 'total')}", 10,
@@ -84,7 +93,7 @@ def rules(settings: Settings, job: str) -> tuple[Alert, ...]:
         Alert(
             "MlxrtBlocksHeldIdle", "warning",
             f"min by (instance) (mlxrt_kv_blocks_free{{{mine}}}) == 0 and on (instance) "
-            f"sum by (instance) (increase(mlxrt_steps_total{{{mine}}}[{max(idle_s, 300)}s])) == 0",
+            f"sum by (instance) (increase(mlxrt_steps_total{{{mine}}}[{idle_s}s])) == 0",
             5, "No block is free, and nobody computes.",
             "A client renews its lease and does nothing: find it by client_name in the log.",
         ),
@@ -102,6 +111,11 @@ def rules(settings: Settings, job: str) -> tuple[Alert, ...]:
             "A client is wrong about the contract or about its own state; protos/README.md has the "
             "remedy for each reason.",
         ),
+    )  # fmt: skip
+
+
+def _of_steps(mine: str) -> tuple[Alert, ...]:
+    return (
         Alert(
             "MlxrtStepsFail", "critical",
             _news(f'mlxrt_step_failures_total{{{mine}, reason=~"{_GRAVE}"}}'), 0,

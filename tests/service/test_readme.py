@@ -46,7 +46,20 @@ def _function_of_ci() -> str:
 
 def test_every_other_command_is_known_here() -> None:
     others = [b for b in _blocks("bash") if b not in _blocks("bash", "Quick start")]
-    assert others == [f".venv/bin/mlxrt serve --fake --address {SOCKET}\n"]
+    (served,) = _blocks("bash", "Write a scheduler against it")
+    (printed,) = _blocks("bash", "Operations")
+    assert others == [served, printed]
+    assert served == f".venv/bin/mlxrt serve --fake --address {SOCKET}\n"
+
+
+def test_the_files_of_the_readme_are_printed(tmp_path: Path) -> None:
+    (commands,) = _blocks("bash", "Operations")
+    program = shlex.join([sys.executable, "-P", "-m", "mlxrt"])
+    script = commands.replace(".venv/bin/mlxrt", program)
+    subprocess.run(["bash", "-eu", "-c", script], cwd=tmp_path, check=True, timeout=120)
+    written = {path.name for path in tmp_path.iterdir() if path.stat().st_size > 500}
+    assert written == set(re.findall(r"> (\S+)$", commands, flags=re.MULTILINE))
+    assert len(written) == 5
 
 
 def test_the_scheduler_of_the_readme_runs() -> None:
