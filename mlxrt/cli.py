@@ -215,6 +215,32 @@ def bench_attention(
     _write_report(report, json_path, tables.attention_table(report))
 
 
+@bench.command("hostile")
+def bench_hostile(
+    model: Annotated[
+        str, typer.Option(help="fake (steps of 5 ms), bundled or a folder.")
+    ] = "fake",
+    kinds: Annotated[
+        list[str] | None, typer.Option("--kind", help="Repeatable. Default: all.")
+    ] = None,
+    spells: Annotated[int, typer.Option(min=1, help="Quiet and hostile spells of a kind.")] = 6,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of one spell.")] = 2.0,
+    json_path: JsonPath = None,
+) -> None:
+    """One client's step latency while another floods, stalls or reconnects."""
+    from mlxrt.bench import hostile, tables
+
+    unknown = set(kinds or ()) - set(hostile.KINDS)
+    if unknown:
+        raise ConfigError(f"--kind {sorted(unknown)[0]}: one of {', '.join(hostile.KINDS)}")
+    console = Console(stderr=True)
+    report = hostile.bench_hostile(
+        kinds or hostile.KINDS, hostile.Plan(model, spells, seconds),
+        lambda cell: console.print(str(cell), highlight=False, soft_wrap=True),
+    )  # fmt: skip
+    _write_report(report, json_path, tables.hostile_table(report))
+
+
 def _write_report(report: dict[str, Any], path: Path | None, table: Any) -> None:
     text = json.dumps(report, indent=1)
     if path is not None and str(path) == "-":

@@ -47,3 +47,19 @@ def attention_table(report: dict[str, Any]) -> Table:
             f"{100 * cell['paged_gb_per_s'] / bandwidth:.0f} %", f"{cell['fragmentation']:.2f}",
         )  # fmt: skip
     return table
+
+
+def hostile_table(report: dict[str, Any]) -> Table:
+    """One row per kind; milliseconds of the good client's steps."""
+    table = Table(
+        "beside", "p50 quiet", "p50 hostile", "p99 quiet", "p99 hostile", "p99 ratio", "steps",
+        "server's peak",
+        title=f"steps of {report['sequences']} sequences, ms, model {report['model']}",
+    )  # fmt: skip
+    for cell in report["cells"]:
+        table.add_row(
+            cell["kind"], f"{cell['quiet_ms_p50']:.1f}", f"{cell['hostile_ms_p50']:.1f}",
+            f"{cell['quiet_ms_p99']:.1f}", f"{cell['hostile_ms_p99']:.1f}", f"{cell['ratio']:.2f}",
+            str(cell["steps"]), f"{cell['server_peak_mib']:.0f} MiB",
+        )  # fmt: skip
+    return table

@@ -82,6 +82,13 @@ def trailers(error: MlxrtError) -> tuple[tuple[str, bytes], ...]:
         )
 
 
+def bare(error: MlxrtError) -> MlxrtError:
+    """The error without the frames that it came through, which hold the request: kept in a local
+    of one of them it would be a cycle, and the request would wait for the garbage collector."""
+    error.__context__ = error.__cause__ = None
+    return error.with_traceback(None)
+
+
 def status_code(error: MlxrtError) -> grpc.StatusCode:
     """The code that a call fails with."""
     return _CODES[int(error.reason.code)]

@@ -11,7 +11,7 @@ import grpc
 from mlxrt_client.v1 import execution_pb2
 
 from mlxrt.errors import MlxrtError, Reason
-from mlxrt.server.errors import defect, encode_error
+from mlxrt.server.errors import bare, defect, encode_error
 from mlxrt.server.handler import Context, abort, serialize
 from mlxrt.server.pipeline import Pending, StepPipeline
 from mlxrt.telemetry.tallies import Tallies
@@ -189,7 +189,7 @@ def execute_handler(
         try:
             ready = pipeline()
         except MlxrtError as error:
-            refusal = error
+            refusal = bare(error)
         else:
             await ExecuteStream(ready, registry, tallies, context).run()
             return

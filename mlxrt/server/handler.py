@@ -10,16 +10,21 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from mlxrt.errors import MlxrtError, Reason
-from mlxrt.server.errors import defect, status_code, trailers
+from mlxrt.server.errors import bare, defect, status_code, trailers
+from mlxrt.server.wire_check import WireCheck
 
 Context = Any
 """grpc.aio.ServicerContext, which is generic over messages that these handlers never see."""
 
 M = TypeVar("M", bound=Message)
+_UNLIMITED = WireCheck()
+"""For messages whose lists no configured limit counts."""
 
 
-def parse(message_type: type[M], data: bytes) -> M:
-    """The message; raises MALFORMED_REQUEST where the bytes are none."""
+def parse(message_type: type[M], data: bytes, wire: WireCheck = _UNLIMITED) -> M:
+    """The message; raises MALFORMED_REQUEST where the bytes are none, and what `wire` raises where
+    they would make too much."""
+    wire.check(message_type.DESCRIPTOR, data)
     try:
         message: M = message_type.FromString(data)
     except (DecodeError, RecursionError) as error:
@@ -57,7 +62,7 @@ def unary(
             answer = run(data)
             return answer if isinstance(answer, bytes) else await answer
         except MlxrtError as error:
-            refusal = error
+            refusal = bare(error)
         except Exception as error:
             refusal = defect(name, error)
             if after_defect is not None:
@@ -77,7 +82,7 @@ def server_stream(name: str, run: Callable[[bytes], AsyncIterator[bytes]]) -> gr
                 await context.write(piece)
             return
         except MlxrtError as error:
-            refusal = error
+            refusal = bare(error)
         except Exception as error:
             refusal = defect(name, error)
         await abort(context, refusal)

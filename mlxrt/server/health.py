@@ -18,6 +18,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from mlxrt.errors import MlxrtError
+from mlxrt.server.errors import bare
 from mlxrt.server.handler import Context, abort, parse, serialize
 from mlxrt.server.lifecycle import Lifecycle, ServerState
 
@@ -89,7 +90,7 @@ async def _service(data: bytes, context: Context) -> str:
         service: str = parse(health_pb2.HealthCheckRequest, data).service
         return service
     except MlxrtError as error:
-        refusal = error
+        refusal = bare(error)
     await abort(context, refusal)
 
 

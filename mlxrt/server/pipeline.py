@@ -17,6 +17,7 @@ from mlxrt.server.handler import parse, serialize
 from mlxrt.server.lifecycle import Lifecycle, ServerState
 from mlxrt.server.relocate import PathMap, in_execute, relocate
 from mlxrt.server.special_cases import step_of_decode, step_of_prefill
+from mlxrt.server.wire_check import WireCheck
 from mlxrt.telemetry.caller import CALLER
 from mlxrt.telemetry.tracing import StepTracer
 
@@ -79,19 +80,22 @@ class StepPipeline:
         self._dispatcher = dispatcher
         self._lifecycle = lifecycle
         self._decoder = StepDecoder(facts, limits)
+        self._wire = WireCheck(limits)
 
     def begin_step(self, data: bytes) -> Pending:
         """Step: accepts a StepRequest. Raises MlxrtError where it is refused."""
-        return self._start(parse(step_pb2.StepRequest, data), None, _encode_step)
+        return self._start(parse(step_pb2.StepRequest, data, self._wire), None, _encode_step)
 
     def begin_prefill(self, data: bytes) -> Pending:
         """Prefill: as begin_step."""
-        step, path_map = step_of_prefill(parse(execution_pb2.PrefillRequest, data), self.limits)
+        message = parse(execution_pb2.PrefillRequest, data, self._wire)
+        step, path_map = step_of_prefill(message, self.limits)
         return self._start(step, path_map, _encode_prefill)
 
     def begin_decode(self, data: bytes) -> Pending:
         """Decode: as begin_step."""
-        step, path_map = step_of_decode(parse(execution_pb2.DecodeRequest, data), self.limits)
+        message = parse(execution_pb2.DecodeRequest, data, self._wire)
+        step, path_map = step_of_decode(message, self.limits)
         return self._start(step, path_map, _encode_decode)
 
     def begin_execute(
@@ -103,7 +107,7 @@ class StepPipeline:
             may_carry: whether the stream may carry steps of this session.
             carries: called with the session's id once the step is accepted.
         """
-        message = parse(execution_pb2.ExecuteRequest, data)
+        message = parse(execution_pb2.ExecuteRequest, data, self._wire)
         kind = message.WhichOneof("message")
         if kind is None:
             raise field_invalid("message", "one of step and sampling is required")

@@ -62,7 +62,7 @@ def _wrap_core(core: Core, faults: Faults) -> None:
 def _wrap_pipeline(pipeline: StepPipeline, faults: Faults) -> None:
     begin = pipeline._begin
 
-    def passing(message: Any, path_map: Any, encode: Any) -> Any:
+    def passing(message: Any, path_map: Any, encode: Any, *rest: Any) -> Any:
         faults.reach(Point.DECODE)
 
         def encoder(waiter: Any, replayed: bool) -> bytes:
@@ -71,7 +71,7 @@ def _wrap_pipeline(pipeline: StepPipeline, faults: Faults) -> None:
             faults.reach(Point.REPLY)
             return data
 
-        return begin(message, path_map, encoder)
+        return begin(message, path_map, encoder, *rest)
 
     setattr(pipeline, "_begin", passing)  # noqa: B010
 
