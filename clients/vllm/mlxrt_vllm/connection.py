@@ -80,6 +80,22 @@ class Connection:
         except MlxrtError as error:
             raise self._loss(error) from error
 
+    def sample(self, step: Future[v1.StepResponse], masks: list[v1.TokenMask]) -> None:
+        """Sends the masks of a step that deferred its sampling; a refusal shows in its answer.
+
+        Raises:
+            ServerLostError: the session is lost.
+        """
+        sampled = self._stream.sample(step, masks)
+        sampled.add_done_callback(lambda done: self._refused(step, done))
+
+    @staticmethod
+    def _refused(step: Future[v1.StepResponse], sampled: Future[None]) -> None:
+        """Ends a step whose masks were refused: it would wait until the lease ends."""
+        error = sampled.exception()
+        if error is not None and not step.done():
+            step.set_exception(error)
+
     def answer(self, future: Future[v1.StepResponse]) -> v1.StepResponse:
         """Waits for a step's answer.
 

@@ -18,6 +18,7 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, DraftTokenIds, ModelRunne
 from mlxrt_vllm import cache_config, limits
 from mlxrt_vllm.connection import Connection
 from mlxrt_vllm.drafting import propose
+from mlxrt_vllm.masks import token_masks
 from mlxrt_vllm.outputs import Answers, runner_output
 from mlxrt_vllm.sequences import Window
 from mlxrt_vllm.settings import Settings
@@ -146,8 +147,18 @@ class MlxrtExecutor(Executor):
     def sample_tokens(
         self, grammar_output: GrammarOutput | None, non_block: bool = False
     ) -> ModelRunnerOutput | Future[ModelRunnerOutput]:
-        """The output of the oldest SchedulerOutput that was not yet asked for."""
+        """The output of the oldest SchedulerOutput that was not yet asked for.
+
+        Where requests are constrained, their masks are sent now: the forward runs since
+        `execute_model`.
+        """
         flight = self._unsampled.popleft()
+        if flight.plan.deferred:
+            size = self.connection.model.vocabulary_size
+            masks = token_masks(flight.plan, grammar_output, size)
+            for step, of_step in zip(flight.futures, masks, strict=True):
+                self.connection.sample(step, of_step)
+                self.counts.masks += len(of_step)
         future = StepFuture(lambda: self._collect(flight))
         return future if non_block else future.result()
 

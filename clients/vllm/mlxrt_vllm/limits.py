@@ -40,11 +40,12 @@ def check(
         ValueError: with every reason, each by the name of vLLM's option.
     """
     ours, limits = config.model_config, server.limits
+    logprobs = ours.get_vocab_size() if ours.max_logprobs == -1 else ours.max_logprobs
     reasons = [
         f"{option} {value}: the server allows {maximum}"
         for option, value, maximum in (
             ("--max-model-len", ours.max_model_len, model.max_model_length),
-            ("--max-logprobs", ours.max_logprobs, limits.max_top_logprobs),
+            ("--max-logprobs", logprobs, limits.max_top_logprobs),
         )
         if value > maximum
     ]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from mlxrt_client import v1
 from mlxrt_client.errors import SequenceFailedError, error_from_message
-from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
+from vllm.v1.outputs import LogprobsLists, LogprobsTensors, ModelRunnerOutput
 
 from mlxrt_vllm.translation import Entry, Plan
 
@@ -20,11 +21,13 @@ class Answer:
         tokens: sampled; none where its rows did not sample.
         logprobs: one per token where asked for.
         top: one per token where alternatives were asked for.
+        prompt: logprobs of the prompt tokens that its rows predicted, where asked for.
     """
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top: list[v1.TopLogprobs] = field(default_factory=list)
+    prompt: v1.PromptLogprobs | None = None
 
 
 class Answers:
@@ -84,7 +87,28 @@ def runner_output(plan: Plan, answers: list[Answer]) -> ModelRunnerOutput:
         req_id_to_index={request_id: index for index, request_id in enumerate(ids)},
         sampled_token_ids=[answer.tokens for answer in answers],
         logprobs=_logprobs(plan, answers),
+        prompt_logprobs_dict=_prompt_logprobs(plan, answers),
     )
+
+
+def _prompt_logprobs(plan: Plan, answers: list[Answer]) -> dict[str, LogprobsTensors | None]:
+    """Of the requests whose prompt is complete: vLLM takes them whole, with the first token."""
+    complete: dict[str, LogprobsTensors | None] = {}
+    for entry, answer in zip(plan.entries, answers, strict=True):
+        sequence = entry.sequence
+        gathered = sequence.prompt_logprobs
+        if gathered is None:
+            continue
+        if answer.prompt is not None:
+            gathered.add(answer.prompt)
+        if answer.tokens:
+            complete[sequence.request_id] = LogprobsTensors(
+                torch.from_numpy(gathered.token_ids),
+                torch.from_numpy(gathered.logprobs),
+                torch.from_numpy(gathered.ranks),
+            )
+            sequence.prompt_logprobs = None
+    return complete
 
 
 def _logprobs(plan: Plan, answers: list[Answer]) -> LogprobsLists | None:

@@ -5,7 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
 
+import numpy as np
 from mlxrt_client import v1
+
+
+class PromptLogprobs:
+    """Of every prompt token but the first: itself, then the alternatives. n tokens, k alternatives.
+
+    Attributes:
+        token_ids, logprobs: [n, 1 + k], int32 and float32.
+        ranks: [n] int32.
+    """
+
+    def __init__(self, prompt: Row[int], top_count: int) -> None:
+        """Nothing is known but the tokens."""
+        self.token_ids = np.zeros((len(prompt) - 1, 1 + top_count), dtype=np.int32)
+        self.token_ids[:, 0] = prompt[1:]
+        self.logprobs = np.zeros(self.token_ids.shape, dtype=np.float32)
+        self.ranks = np.ones(len(prompt) - 1, dtype=np.int32)
+
+    def add(self, piece: v1.PromptLogprobs) -> None:
+        """Takes what a chunk of the prompt gave."""
+        count, width = len(piece.logprobs), 1 + piece.top_count
+        if not count:
+            return
+        rows = slice(piece.first_position - 1, piece.first_position - 1 + count)
+        self.logprobs[rows, 0] = piece.logprobs
+        self.ranks[rows] = piece.ranks
+        self.token_ids[rows, 1:width] = np.reshape(piece.top_token_ids, (count, -1))
+        self.logprobs[rows, 1:width] = np.reshape(piece.top_logprobs, (count, -1))
 
 
 @dataclass(slots=True, eq=False)
@@ -22,8 +50,9 @@ class Sequence:
         tables: vLLM's block ids by group, 0 for its null block.
         holes: leading entries of each table that the server has been told are holes.
         top_logprobs: alternatives asked for with each token; None for no logprobs.
-        prompt_top_logprobs: the same for the prompt.
         prompt_length: tokens of the prompt.
+        prompt_logprobs: gathered while the prompt is computed; None where not asked for, and once
+            given to vLLM.
         explicit: the server knows other tokens than vLLM: rows carry theirs until it has caught up.
     """
 
@@ -34,8 +63,8 @@ class Sequence:
     tables: list[list[int]]
     holes: list[int]
     top_logprobs: int | None
-    prompt_top_logprobs: int | None
     prompt_length: int
+    prompt_logprobs: PromptLogprobs | None = None
     position: int = 0
     explicit: bool = False
 

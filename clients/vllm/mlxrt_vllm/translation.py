@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from mlxrt_client import v1
 
 from mlxrt_vllm.sampling import sampling_params
-from mlxrt_vllm.sequences import Pool, Sequence, Window
+from mlxrt_vllm.sequences import Pool, PromptLogprobs, Sequence, Window
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
@@ -60,10 +60,12 @@ class Plan:
     Attributes:
         entries: in vLLM's order.
         steps: to be sent in this order.
+        deferred: they wait for masks before they sample.
     """
 
     entries: list[Entry]
     steps: list[v1.StepRequest]
+    deferred: bool = False
 
 
 @dataclass(slots=True)
@@ -79,7 +81,7 @@ class Counts:
     resumptions: int = 0
     drafts: int = 0
     accepted_drafts: int = 0
-    masked_rows: int = 0
+    masks: int = 0
     holes: int = 0
 
 
@@ -110,7 +112,8 @@ class Translator:
         if not entries:
             return Plan([], [])
         waves = self._assign_waves(entries)
-        steps = [v1.StepRequest() for _ in range(waves)]
+        deferred = output.has_structured_output_requests
+        steps = [v1.StepRequest(defer_sampling=deferred) for _ in range(waves)]
         first = steps[0]
         first.release_sequence_ids.extend(self._releases)
         for sequence in self._preempted.values():
@@ -121,7 +124,7 @@ class Translator:
         for copy in output.kv_cache_block_copies or ():
             self._copy(copy.src_block_id, copy.dst_block_id, first)
         self._count(entries, waves)
-        return Plan(entries, steps)
+        return Plan(entries, steps, deferred)
 
     def _forget(self, output: SchedulerOutput) -> None:
         """Queues what has ended, or lost its blocks, since the last steps."""
@@ -161,9 +164,10 @@ class Translator:
             tables=[list(ids) for ids in new.block_ids],
             holes=[0] * len(new.block_ids),
             top_logprobs=params.logprobs,
-            prompt_top_logprobs=params.prompt_logprobs,
             prompt_length=len(prompt),
         )
+        if params.prompt_logprobs is not None and len(prompt) > 1:
+            sequence.prompt_logprobs = PromptLogprobs(prompt, params.prompt_logprobs)
         self.sequences[new.req_id] = sequence
         entry = self._entry(sequence, new.num_computed_tokens, output)
         entry.fresh = True
