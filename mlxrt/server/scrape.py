@@ -24,7 +24,7 @@ from mlxrt.engine.counters import EngineCounters
 from mlxrt.server.lifecycle import Lifecycle, ServerState
 from mlxrt.server.runtime import Runtime
 from mlxrt.telemetry.metrics import METRICS, Metric, MetricKind
-from mlxrt.telemetry.tallies import Histogram, Tallies
+from mlxrt.telemetry.tallies import PHASES, Histogram, Tallies
 from mlxrt.versions import own_version
 
 CENSUS_WAIT_S = 2.0
@@ -150,7 +150,7 @@ def _steps(page: _Page, tallies: Tallies) -> None:
     for kind, steps in tallies.steps.items():
         for outcome in ("committed", "discarded", "lost"):
             page.set("mlxrt_steps_total", getattr(steps, outcome), kind, outcome)
-        for phase, histogram in steps.phases.items():
+        for phase, histogram in zip(PHASES, steps.phases, strict=True):
             page.histogram("mlxrt_step_duration_seconds", histogram, kind, phase)
         page.histogram("mlxrt_step_sequences", steps.sequences, kind)
         page.histogram("mlxrt_step_tokens", steps.rows, kind)

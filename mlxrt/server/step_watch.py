@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
@@ -23,8 +22,7 @@ _US = 1e-6
 _log = structlog.get_logger("mlxrt.server")
 
 
-@dataclass(frozen=True, slots=True)
-class StepSize:
+class StepSize(NamedTuple):
     """How large a step is; `kind` as mlxrt.telemetry.metrics.STEP_KINDS defines it.
 
     Attributes:
@@ -41,6 +39,8 @@ class StepSize:
 def size_of(step: StepInput) -> StepSize:
     """The size of a step as it was asked for."""
     rows, prompt_rows = len(step.decode_ids), 0
+    if rows and not step.items:
+        return StepSize("decode", rows, rows, 0)
     for item in step.items:
         rows += item.row_count + len(item.draft_tokens)
         if item.source is not TokenSource.LAST_SAMPLED:
@@ -92,12 +92,12 @@ def tally_steps(tallies: Tallies) -> StepObserver:
             _tally_drafts(tallies, run.step, reply)
         tally.rows.observe(size.rows)
         tally.sequences.observe(size.sequences)
-        timings, phases = reply.timings, tally.phases
-        phases["queue"].observe(timings.queue_us * _US)
-        phases["build"].observe(timings.build_us * _US)
-        phases["device"].observe(timings.device_us * _US)
-        phases["sample"].observe(timings.sample_us * _US)
-        phases["total"].observe(time.perf_counter() - run.accepted_s)
+        timings, (queue, build, device, sample, total) = reply.timings, tally.phases
+        queue.observe(timings.queue_us * _US)
+        build.observe(timings.build_us * _US)
+        device.observe(timings.device_us * _US)
+        sample.observe(timings.sample_us * _US)
+        total.observe(time.perf_counter() - run.accepted_s)
 
     return observe
 

@@ -22,6 +22,10 @@ COUNTS = tuple(1 << power for power in range(14))
 """Upper bounds of buckets of rows and sequences."""
 
 
+PHASES = ("queue", "build", "device", "sample", "total")
+"""Parts of a step's duration, and all of it."""
+
+
 class Histogram:
     """Observations by bucket; the last bucket has no bound.
 
@@ -66,15 +70,14 @@ class StepTally:
     """Steps of one kind.
 
     Attributes:
-        phases: of committed steps, by phase, seconds.
+        phases: of committed steps, parallel to PHASES, seconds.
     """
 
     __slots__ = ("committed", "discarded", "lost", "phases", "rows", "sequences")
 
     def __init__(self) -> None:
         self.committed = self.discarded = self.lost = 0
-        names = ("queue", "build", "device", "sample", "total")
-        self.phases = {name: Histogram(SECONDS) for name in names}
+        self.phases = [Histogram(SECONDS) for _ in PHASES]
         self.rows = Histogram(COUNTS)
         self.sequences = Histogram(COUNTS)
 
