@@ -60,6 +60,7 @@ Plan plan_paged_attention(const gpu::AttentionShape& shape) {
         {output, Use::write}, outputs, logarithms, arrivals};
     attend.params = bytes_of(launch.params);
     attend.grid = launch.grid;
+    attend.threads = launch.threads;
     attend.threadgroup_bytes = (launch.threadgroup_bytes + 15) / 16 * 16;
     plan.dispatches.push_back(attend);
     if (in_parts) {
@@ -69,7 +70,6 @@ Plan plan_paged_attention(const gpu::AttentionShape& shape) {
           {query_start, Use::read}, {context_len, Use::read}, sink_values,
           {outputs.array, Use::read}, {logarithms.array, Use::read}, {output, Use::write}};
       merge.grid = launch.merge_grid;
-      merge.threadgroup_bytes = 16;
       plan.dispatches.push_back(merge);
     }
   }
@@ -117,7 +117,7 @@ Plan plan_copy_blocks(const CopyShape& shape) {
                     {destinations, Use::read},
                     {scratch, Use::write}};
     read.params = bytes_of(params);
-    read.grid = {(params.block_vectors + threads_per_group - 1) / threads_per_group,
+    read.grid = {(params.block_vectors + read.threads - 1) / read.threads,
                  static_cast<int>(shape.pairs), 1};
     Dispatch write = read;
     write.kernel = "copy_blocks_write";

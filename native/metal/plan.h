@@ -25,7 +25,7 @@ struct Binding {
   Use use;
 };
 
-// One launch: threadgroups of gpu THREADS threads.
+// One launch.
 struct Dispatch {
   std::string kernel;
   std::string library;  // names the text: what it was made of and for
@@ -34,6 +34,7 @@ struct Dispatch {
   std::vector<Binding> buffers = {};  // by index
   std::vector<uint8_t> params = {};   // bound after them; 4-byte numbers
   gpu::Grid grid = {};
+  int threads = 128;  // of a threadgroup
   int threadgroup_bytes = 16;
 
   // The MSL that Metal's compiler gets.
@@ -44,8 +45,6 @@ struct Plan {
   std::vector<int64_t> scratch_bytes;
   std::vector<Dispatch> dispatches;
 };
-
-inline constexpr int threads_per_group = 128;
 
 // Arrays: q, k_pool, v_pool, block_tables, query_start, context_len, sinks if there are any; output.
 // Throws std::runtime_error if no kernel serves the call.

@@ -86,7 +86,7 @@ std::string dispatch_text(const metal::Dispatch& d) {
   return "{\"kernel\": " + quoted(d.kernel) + ", \"library\": " + quoted(d.library) +
       ", \"buffers\": " + listed(d.buffers, binding) + ", \"params\": " + listed(d.params, byte) +
       ", \"grid\": " + listed(grid, [](int n) { return std::to_string(n); }) +
-      ", \"threads\": " + std::to_string(metal::threads_per_group) +
+      ", \"threads\": " + std::to_string(d.threads) +
       ", \"threadgroup_bytes\": " + std::to_string(d.threadgroup_bytes) + "}";
 }
 

@@ -166,8 +166,9 @@ PLANTED = {
     "a position further": ("- count + skipped;", "- count + skipped + 1;"),
     "another head": ("params.num_kv_heads + kv_head) * ROW_VECTORS",
                      "params.num_kv_heads + kv_head + 1) * ROW_VECTORS"),
-    "parts merged unweighted": ("power_of_two(logarithms[long(i) * step] - base)", "1.0f"),
-    "a part left out": ("i < parts; ++i) {\n    const", "i < parts - 1; ++i) {\n    const"),
+    "parts merged unweighted": ("partial_logarithms[at], 1.0f", "0.0f, 1.0f"),
+    "a part left out": ("p < parts;", "p < parts - 1;"),
+    "no barrier in the merge": ("THREADGROUP_BARRIER();\n  if (sharers", "if (sharers"),
 }  # fmt: skip
 
 

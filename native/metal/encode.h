@@ -1,0 +1,20 @@
+// Hands a plan to MLX's command encoder. Metal only.
+#pragma once
+
+#include <vector>
+
+#include "metal/plan.h"
+#include "mlx/array.h"
+#include "mlx/stream.h"
+
+namespace mlxrt::metal {
+
+namespace mx = mlx::core;
+
+// Encodes a plan on a stream's encoder. `arrays` are the op's inputs, then its outputs, in the order
+// that the plan was made for; all hold data, row-contiguous, at addresses that are multiples of 16
+// bytes where vectors are read. Allocates the scratch. Throws std::runtime_error otherwise.
+void encode(const Plan& plan, const std::vector<mx::array>& arrays, const mx::Stream& stream,
+            const char* op);
+
+} // namespace mlxrt::metal

@@ -1,0 +1,95 @@
+// eval_gpu of every op on Metal: what the arrays say becomes a plan, the plan is encoded.
+
+#include <stdexcept>
+
+#include "metal/encode.h"
+#include "mlx/allocator.h"
+#include "mlxrt/copy_blocks.h"
+#include "mlxrt/counters.h"
+#include "mlxrt/kv_write.h"
+#include "mlxrt/paged_attention.h"
+
+namespace mlxrt {
+namespace {
+
+int64_t bytes_from(const mx::array& a, int axis) {
+  int64_t bytes = static_cast<int64_t>(a.itemsize());
+  for (; axis < static_cast<int>(a.ndim()); ++axis) {
+    bytes *= a.shape(axis);
+  }
+  return bytes;
+}
+
+int element_of(mx::Dtype dtype) {
+  return dtype == mx::float32 ? 0 : dtype == mx::float16 ? 1 : 2;
+}
+
+std::vector<mx::array> with_outputs(const std::vector<mx::array>& inputs,
+                                    const std::vector<mx::array>& outputs) {
+  std::vector<mx::array> arrays = inputs;
+  arrays.insert(arrays.end(), outputs.begin(), outputs.end());
+  return arrays;
+}
+
+} // namespace
+
+void KVWrite::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  const auto& k_pool = inputs[0];
+  const metal::WriteShape shape{
+      .rows = inputs[4].shape(0),
+      .slots = static_cast<int64_t>(k_pool.shape(0)) * k_pool.shape(1),
+      .key_bytes = bytes_from(inputs[2], 1),
+      .value_bytes = bytes_from(inputs[3], 1)};
+  const auto plan = metal::plan_kv_write(shape);
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    outputs[i].copy_shared_buffer(inputs[i]);
+  }
+  metal::encode(plan, with_outputs(inputs, outputs), stream(), "kv_write");
+  count_evaluation(Op::kv_write);
+}
+
+void CopyBlocks::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  metal::CopyShape shape{
+      .pairs = inputs.back().shape(0), .num_blocks = inputs[0].shape(0), .block_bytes = {}};
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    shape.block_bytes.push_back(bytes_from(inputs[i], 1));
+  }
+  const auto plan = metal::plan_copy_blocks(shape);
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    outputs[i].copy_shared_buffer(inputs[i]);
+  }
+  metal::encode(plan, with_outputs(inputs, outputs), stream(), "copy_blocks");
+  count_evaluation(Op::copy_blocks);
+}
+
+void PagedAttention::eval_gpu(const std::vector<mx::array>& inputs, mx::array& output) {
+  const auto &q = inputs[0], &k_pool = inputs[1], &v_pool = inputs[2], &tables = inputs[3];
+  if (q.dtype() != k_pool.dtype() || k_pool.shape(3) != v_pool.shape(3)) {
+    throw std::runtime_error(
+        "[paged_attention] the GPU kernels serve q and pools of one dtype, keys and values of one "
+        "head size; run with `--attention gather`");
+  }
+  gpu::AttentionShape shape{};
+  shape.element = element_of(q.dtype());
+  shape.head_dim = q.shape(2);
+  shape.num_q_heads = q.shape(1);
+  shape.num_kv_heads = k_pool.shape(2);
+  shape.block_size = k_pool.shape(1);
+  shape.num_blocks = k_pool.shape(0);
+  shape.max_blocks = tables.shape(1);
+  shape.num_sequences = tables.shape(0);
+  shape.num_rows = q.shape(0);
+  shape.window = window_;
+  shape.has_sinks = inputs.size() > 6;
+  shape.scale = scale_;
+  shape.softcap = softcap_;
+  const auto plan = metal::plan_paged_attention(shape);
+  if (plan.dispatches.empty() && output.size() > 0) {
+    throw std::runtime_error("[paged_attention] the GPU kernels serve no step without sequences");
+  }
+  output.set_data(mx::allocator::malloc(output.nbytes()));
+  metal::encode(plan, with_outputs(inputs, {output}), stream(), "paged_attention");
+  count_evaluation(Op::paged_attention);
+}
+
+} // namespace mlxrt
