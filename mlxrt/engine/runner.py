@@ -124,7 +124,7 @@ class StepRunner:
 
     def _begin(self, plan: StepPlan, deliver: Callable[[StepOutcome], None]) -> None:
         while sum(flight.on_device for flight in self.flights) > 1:
-            deliver(self._finish())
+            self._finish_oldest(deliver)
         flight = Flight(plan)
         started_s = flight.timings.begun_s = time.perf_counter()
         apply_changes(plan, self._mirrors)
@@ -138,7 +138,7 @@ class StepRunner:
         self._build(flight)
         flight.timings.build_us = microseconds_since(started_s)
         while not self._forward.path.overlaps and len(self.flights) > 1:
-            deliver(self._finish())
+            self._finish_oldest(deliver)
         if flight.graph is not None:
             if predecessor is not None and predecessor.failure is not None:
                 self._fail_dependent(flight, predecessor)
@@ -147,10 +147,23 @@ class StepRunner:
             else:
                 self._forward.restore(flight.snapshot)
 
+    def _finish_oldest(self, deliver: Callable[[StepOutcome], None]) -> None:
+        """Waits for the oldest plan and delivers its outcome, or lets the thread that reads it."""
+        oldest = self.flights[0]
+        if self._hand_over is None or not oldest.on_device or oldest.was_read.is_set():
+            deliver(self._finish())
+            return
+        # That thread needs the turn to deliver the step before, and only then reads this one.
+        self._turn.release()
+        try:
+            oldest.was_read.wait()
+        finally:
+            self._turn.acquire()
+
     def _finish(self) -> StepOutcome:
         flight = self.flights[0]
-        if flight.on_device:
-            self._wait_for(flight)
+        if self._hand_over is None and flight.on_device:
+            flight.read()
         self.flights.popleft()
         self._finished.append(flight)
         if flight.plan.cancelled and flight.failure is None:
@@ -217,13 +230,6 @@ class StepRunner:
         flight.snapshot = []
         if self._hand_over is not None:
             self._hand_over(flight)
-
-    def _wait_for(self, flight: Flight) -> None:
-        """Returns once the flight was read."""
-        if self._hand_over is None:
-            flight.read()
-        else:
-            flight.was_read.wait()
 
     def _take_values(self, flight: Flight) -> StepOutcome | None:
         """The outcome of what was read; None where reading failed."""
