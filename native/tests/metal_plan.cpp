@@ -49,6 +49,7 @@ metal::Plan plan_of(const std::string& op) {
   shape.max_blocks = integer("max_blocks");
   shape.num_sequences = integer("num_sequences");
   shape.num_rows = integer("num_rows");
+  shape.cores = static_cast<int>(number("cores", shape.cores));
   shape.window = integer("window");
   shape.has_sinks = integer("has_sinks");
   shape.scale = static_cast<float>(number("scale", 1));

@@ -24,6 +24,8 @@ KEYS = [
 ]  # fmt: skip
 """Head size, type, query heads per KV head, soft-cap: what the text is made for."""
 DRAWS = 4
+PART_SIZE = 9
+"""Place of the member in AttentionParams."""
 SMALL = AttentionCase((70, 9, 1), (1, 5, 1), 2, 2, 64, 16, mx.float16, padding_rows=2)
 
 
@@ -37,8 +39,8 @@ def cooked(array: np.ndarray, dtype: mx.Dtype) -> mx.array:
     return mx.array(array).view(dtype) if dtype == mx.bfloat16 else mx.array(array)
 
 
-def attention_plan(call: AttentionCall) -> Plan:
-    """Returns the Metal host's plan for a call."""
+def attention_plan(call: AttentionCall, cores: int = 1000) -> Plan:
+    """Returns the Metal host's plan for a call; for many cores contexts are cut into parts."""
     q, k_pool, _, tables, _, contexts = call.arrays
     shape = {
         "element": ELEMENTS[q.dtype], "head_dim": q.shape[2], "num_q_heads": q.shape[1],
@@ -46,6 +48,7 @@ def attention_plan(call: AttentionCall) -> Plan:
         "num_blocks": k_pool.shape[0], "max_blocks": tables.shape[1],
         "num_sequences": contexts.shape[0], "num_rows": q.shape[0], "window": call.window,
         "has_sinks": int(call.sinks is not None), "scale": call.scale, "softcap": call.softcap,
+        "cores": cores,
     }  # fmt: skip
     return plan("paged_attention", *shape.items())
 
@@ -67,7 +70,7 @@ def drawn(key: tuple[int, mx.Dtype, int, float], seed: int) -> AttentionCase:
     head_dim, dtype, group, softcap = key
     rng = np.random.default_rng(seed)
     case = kernel_cases.draw_attention(
-        rng, context_max=(20, 70, 140)[seed % 3], rows_max=12, head_dims=[head_dim],
+        rng, context_max=(20, 90, 270)[seed % 3], rows_max=12, head_dims=[head_dim],
         dtypes=[dtype], groups=[group],
     )  # fmt: skip
     return dataclasses.replace(case, softcap=softcap, num_kv_heads=min(case.num_kv_heads, 2))
@@ -87,8 +90,16 @@ def test_attention_of_any_shape(key: tuple[int, mx.Dtype, int, float]) -> None:
 def test_the_draws_reach_every_branch() -> None:
     """Else the test above would prove less than it says."""
     cases = [drawn(key, KEYS.index(key) * DRAWS + d) for key in KEYS for d in range(DRAWS)]
-    merged = [c for c in cases if any(n > 64 for n in c.contexts)]
-    assert sum(max(c.rows) > 1 for c in merged) > 3 and sum(1 in c.rows for c in merged) > 3
+    merged = {False: 0, True: 0}
+    for case in cases:
+        what = attention_plan(kernel_cases.build_attention(case))
+        for dispatch in what.dispatches:
+            size = np.frombuffer(dispatch.params, np.int32)[PART_SIZE]
+            for rows, context in zip(case.rows, case.contexts, strict=True):
+                seen = min(context, case.window or context)
+                if dispatch.kernel.startswith("merge") and seen > size and rows:
+                    merged[rows > 1] += f"chunk{int(rows > 1)}" in dispatch.kernel
+    assert merged[False] > 3 and merged[True] > 3
     assert sum(bool(c.window) for c in cases) > 6 and sum(c.with_sinks for c in cases) > 6
     assert sum(c.padding_rows > 0 for c in cases) > 6 and sum(0 in c.rows for c in cases) > 1
     assert {c.block_size for c in cases} == set(kernel_cases.BLOCK_SIZES)
@@ -183,7 +194,7 @@ def planted(old: str, new: str, call: AttentionCall) -> Plan:
 @pytest.mark.parametrize("name", PLANTED)
 def test_planted_bugs_are_found(name: str) -> None:
     old, new = PLANTED[name]
-    call = kernel_cases.build_attention(dataclasses.replace(SMALL, contexts=(128, 9, 1)))
+    call = kernel_cases.build_attention(dataclasses.replace(SMALL, contexts=(270, 140, 1)))
     expected = call.run(reference.paged_attention)
     assert kernel_cases.excess(emulated(call, Order.SHUFFLED), expected) <= 1
     try:
