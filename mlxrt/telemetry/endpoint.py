@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from socketserver import BaseServer
+from typing import Any
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
+
+IDLE_S = 10.0
+"""How long a connection may take over its request; it holds a thread."""
 
 
 class MetricsEndpoint:
@@ -33,6 +38,7 @@ class MetricsEndpoint:
         self._server: BaseServer
         self._thread: threading.Thread
         self._server, self._thread = start_http_server(int(port), host.strip("[]"), registry)
+        self._server.RequestHandlerClass = _impatient(self._server.RequestHandlerClass)
         self.address = f"{host}:{self._server.server_address[1]}"
 
     def close(self) -> None:
@@ -40,3 +46,17 @@ class MetricsEndpoint:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def _impatient(handler: Any) -> Any:
+    """The request handler with a limit of time, and silent where a scraper goes away: the library's
+    own would print a traceback into the log."""
+
+    class Handler(handler):  # type: ignore[misc]
+        timeout = IDLE_S
+
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                super().handle()
+
+    return Handler

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -98,6 +99,21 @@ def test_everywhere_where_it_is_allowed(launch: Launch) -> None:
     server = launch(metrics_address="0.0.0.0:0", metrics_beyond_loopback=True)
     port = server.server.metrics_address.rpartition(":")[2]
     assert "mlxrt_ready 1.0" in scrape(f"127.0.0.1:{port}")
+
+
+def test_who_connects_and_says_nothing_is_dropped_in_silence(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mlxrt.telemetry.endpoint.IDLE_S", 0.2)
+    address = launch(metrics_address="127.0.0.1:0").server.metrics_address
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as idle:
+        assert idle.recv(1) == b""
+    with socket.create_connection((host, int(port))) as rude:
+        rude.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert "mlxrt_ready" in scrape(address)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_loop_that_hangs_leaves_the_rest_of_the_page(
