@@ -72,6 +72,9 @@ class LimitSettings(BaseModel):
     max_step_drafts: int = Field(
         default=256, ge=0, le=1 << 16, description="Draft tokens of one step. 0 to 65536."
     )
+    max_mask_rows: int = Field(
+        default=512, ge=0, le=1 << 17, description="Rows of the masks of one step. 0 to 131072."
+    )
     max_sequences: int = Field(
         default=1024, ge=1, le=1 << 20, description="Sequences of one session. 1 to 1048576."
     )

@@ -10,6 +10,7 @@ from mlxrt.core.block import block_ids
 from mlxrt.core.bounds import Bounds
 from mlxrt.core.draft import Draft
 from mlxrt.core.fill import make_copies
+from mlxrt.core.mask_checks import sampled_rows
 from mlxrt.core.sequence import Sequence
 from mlxrt.core.session import Session
 from mlxrt.core.step import Entry, Item, Registration, StepInput, StepPlan, TableUpdate, TokenSource
@@ -46,6 +47,10 @@ def accept(
     _copy(draft, ticket)
     _run_decodes(draft, ticket, bounds)
     _run_items(draft, ticket, step, bounds)
+    if step.deferred:
+        ticket.sampled = sampled_rows(step)
+    elif step.masks:
+        plan.masks = ticket.handles_of(tuple(step.masks))
     return next_handle
 
 

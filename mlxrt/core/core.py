@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 
-from mlxrt.core import block_calls, session_calls, step_calls
+from mlxrt.core import block_calls, sampling_calls, session_calls, step_calls
 from mlxrt.core.answers import (
     Accepted,
     Census,
@@ -24,7 +24,7 @@ from mlxrt.core.integrity import check_integrity
 from mlxrt.core.model import Limits, ModelFacts
 from mlxrt.core.session import Session
 from mlxrt.core.state import State
-from mlxrt.core.step import StepInput, StepOutcome, StepPlan, StepReply
+from mlxrt.core.step import Mask, StepInput, StepOutcome, StepPlan, StepReply
 
 
 class Core:
@@ -131,7 +131,8 @@ class Core:
         return session_calls.end_session(self._state, session, "close")
 
     def expire(self, now_ms: int) -> list[ClosedSession]:
-        """Ends every session whose lease has run out and that has no step in flight.
+        """Ends every session whose lease has run out and that has no step in flight, or one that
+        waits for masks.
 
         A session whose lease has run out lives until this is called: a call that comes first renews
         it.
@@ -139,7 +140,9 @@ class Core:
         return session_calls.expire(self._state, now_ms)
 
     def drain(self) -> list[ClosedSession]:
-        """Ends every session that has no step in flight, whatever its lease."""
+        """Ends every session that has no step in flight, or one that waits for masks, whatever its
+        lease.
+        """
         return session_calls.drain(self._state)
 
     def next_expiry_ms(self) -> int | None:
@@ -216,8 +219,33 @@ class Core:
         session.renew(now_ms)
         return answer
 
+    def sample(
+        self,
+        session_id: str,
+        epoch: int,
+        step_number: int,
+        masks: Sequence[Mask],
+        digest: bytes,
+        now_ms: int,
+    ) -> Accepted | Replayed | InFlight:
+        """Gives a step that deferred its sampling its masks, or answers what a repeat of them gets.
+
+        `digest` identifies the masks as StepInput.digest does a step. After Accepted, next_plan
+        will hand the sampling out.
+
+        Raises:
+            MlxrtError: as DeferredSampling lists them.
+        """
+        session = self._state.session(session_id, epoch)
+        answer = sampling_calls.take_masks(self._state, session, step_number, masks, digest)
+        session.renew(now_ms)
+        return answer
+
     def next_plan(self, now_ms: int) -> StepPlan | None:
         """Hands out the next accepted step, one per session in turn; None where there is none.
+
+        A step that defers its sampling is handed out as two plans (`Phase`), unless its masks are
+        there when its turn comes.
 
         Sequences released outside a step are in `retired` of the next plan handed out, whose ever
         it is.
@@ -226,7 +254,8 @@ class Core:
         return step_calls.hand_out(self._state)
 
     def finish(self, outcome: StepOutcome, now_ms: int) -> list[tuple[int, StepReply]]:
-        """Commits or discards the step and answers its reply.
+        """Commits or discards the step and answers its reply; nothing for a forward whose step
+        defers its sampling.
 
         Outcomes come in the order of the plans. Every ticket is answered once, by its own outcome:
         a failed step discards those behind it at once, but they (handed out or not) are answered
@@ -252,8 +281,8 @@ class Core:
         return len(self._state.tickets)
 
     def queued_count(self) -> int:
-        """Accepted steps that next_plan has not handed out."""
-        return len(self._state.tickets) - len(self._state.handed_out)
+        """Accepted steps that next_plan has not handed out whole."""
+        return sum(not ticket.handed_out for ticket in self._state.tickets.values())
 
     def census(self) -> Census:
         """How much of everything there is now; costs a look at each session."""

@@ -41,10 +41,16 @@ def _check_pool(state: State) -> None:
 def _check_tickets(state: State) -> None:
     for session in state.sessions.values():
         assert list(session.queue) == [t for t in session.inflight if not t.handed_out]
-        assert (session in state.ready) == bool(session.queue)
+        next_one = session.queue[0] if session.queue else None
+        assert (session in state.ready) == (next_one is not None and next_one.can_go_on)
+        assert not any(t.forwarded and not t.handed_out for t in list(session.queue)[1:])
     assert len(set(map(id, state.ready))) == len(state.ready)
     handed_out = {ticket.number for ticket in state.handed_out}
-    assert handed_out == {t.number for t in state.tickets.values() if t.handed_out}
+    assert handed_out == {
+        t.number
+        for t in state.tickets.values()
+        if t.handed_out or (t.forwarded and not t.forward_ended)
+    }
     for ticket in state.tickets.values():
         assert ticket in ticket.session.inflight
 

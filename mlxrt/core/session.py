@@ -72,6 +72,11 @@ class Session:
         self.replies = ReplyStore(stored_replies)
         self.requests = RequestStore(_REQUESTS_KEPT)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs or will run for it unless its client says so."""
+        return not self.inflight or self.inflight[0].waits_for_masks
+
     def renew(self, now_ms: int) -> None:
         """Starts the lease anew."""
         self.expiry_ms = now_ms + self.lease_ttl_ms

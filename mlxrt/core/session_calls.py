@@ -140,6 +140,7 @@ def end_session(state: State, session: Session, cause: str) -> ClosedSession:
     for ticket in session.inflight:
         if ticket.doomed is None:
             ticket.doomed = gone
+    state.wake(session)
     state.retire(session, list(session.sequences.values()))
     released = len(session.sequences)
     session.sequences.clear()
@@ -154,7 +155,7 @@ def expire(state: State, now_ms: int) -> list[ClosedSession]:
     over = [
         session
         for session in state.sessions.values()
-        if session.expiry_ms <= now_ms and not session.inflight
+        if session.expiry_ms <= now_ms and session.idle
     ]
     state.counters.sessions_expired += len(over)
     return [end_session(state, session, "expiry") for session in over]
@@ -162,7 +163,7 @@ def expire(state: State, now_ms: int) -> list[ClosedSession]:
 
 def drain(state: State) -> list[ClosedSession]:
     """As Core.drain."""
-    idle = [session for session in state.sessions.values() if not session.inflight]
+    idle = [session for session in state.sessions.values() if session.idle]
     state.counters.sessions_drained += len(idle)
     return [end_session(state, session, "drain") for session in idle]
 
@@ -175,7 +176,7 @@ def census(state: State) -> Census:
         sessions=len(sessions),
         sequences=sum(len(session.sequences) for session in sessions),
         inflight_steps=len(state.tickets),
-        queued_steps=len(state.tickets) - len(state.handed_out),
+        queued_steps=sum(not ticket.handed_out for ticket in state.tickets.values()),
         free_blocks=state.pool.free_counts(),
         leased_blocks=tuple(sum(len(s.blocks[group]) for s in sessions) for group in groups),
         shared_blocks=tuple(sum(s.shared[group] for s in sessions) for group in groups),
@@ -185,6 +186,6 @@ def census(state: State) -> Census:
 def next_expiry_ms(state: State) -> int | None:
     """As Core.next_expiry_ms."""
     return min(
-        (session.expiry_ms for session in state.sessions.values() if not session.inflight),
+        (session.expiry_ms for session in state.sessions.values() if session.idle),
         default=None,
     )

@@ -94,6 +94,12 @@ class State:
         self.discard(session, alive)
         for ticket in alive:
             ticket.doomed = reason
+        self.wake(session)
+
+    def wake(self, session: Session) -> None:
+        """Has next_plan look at a session whose next step waited for masks."""
+        if session.queue and session.queue[0].can_go_on and session not in self.ready:
+            self.ready.append(session)
 
     def discard(self, session: Session, tickets: list[Ticket]) -> None:
         """Takes back what `tickets` planned and gives new handles to what the engine may hold

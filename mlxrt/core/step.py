@@ -23,6 +23,18 @@ class TokenSource(enum.Enum):
     LAST_SAMPLED = "last_sampled"
 
 
+class Phase(enum.Enum):
+    """What of a step a plan is.
+
+    A step that defers its sampling is two plans of one ticket, each with an outcome; other
+    sessions' plans may come between them, the session's own may not.
+    """
+
+    WHOLE = "whole"
+    FORWARD = "forward"
+    SAMPLING = "sampling"
+
+
 # ---- what a client asks -------------------------------------------------------------------------
 
 
@@ -63,11 +75,27 @@ class Item:
 
 
 @dataclass(slots=True)
+class Mask:
+    """Which tokens a sequence may sample.
+
+    Attributes:
+        row_count: one more than the sequence has drafts.
+        allowed: by row, one bit for each token in little-endian 32-bit words, least significant
+            first.
+    """
+
+    sequence_id: int
+    row_count: int
+    allowed: bytes
+
+
+@dataclass(slots=True)
 class StepInput:
     """A step as asked for. `digest` identifies its content; equal content has an equal digest.
 
     Attributes:
         copies: `(group, source block id, destination block id)`.
+        deferred: the masks come later, and sampling with them.
     """
 
     step_number: int
@@ -77,6 +105,8 @@ class StepInput:
     new_sequences: Sequence[NewSequence] = ()
     decode_ids: Sequence[int] = ()
     items: Sequence[Item] = ()
+    masks: Sequence[Mask] = ()
+    deferred: bool = False
 
 
 # ---- what the engine runs -----------------------------------------------------------------------
@@ -156,9 +186,13 @@ class StepPlan:
             register may be among them.
         decode_handles, decode_starts: parallel; one row each at that position, token source
             LAST_SAMPLED, sampled.
+        masks: by handle, `Mask.allowed` of the sequences that have one.
+        phase: FORWARD runs all but the sampling, answers an outcome without tokens and keeps what
+            sampling needs; SAMPLING samples what the FORWARD of the same ticket kept, has `retired`
+            and `masks` alone, and answers as the whole would have.
         cancelled: set when a predecessor failed or the session is gone: apply `retired`,
-            `registrations` and `table_updates`, skip copies and rows, and answer an outcome all the
-            same.
+            `registrations` and `table_updates`, skip copies, rows and sampling, drop what a FORWARD
+            kept, and answer an outcome all the same.
     """
 
     ticket: int
@@ -169,6 +203,8 @@ class StepPlan:
     decode_handles: list[int] = field(default_factory=list)
     decode_starts: list[int] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
+    masks: dict[int, bytes] = field(default_factory=dict)
+    phase: Phase = Phase.WHOLE
     cancelled: bool = False
 
 

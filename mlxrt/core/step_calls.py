@@ -7,7 +7,8 @@ from mlxrt.core.answers import Accepted, InFlight, Replayed
 from mlxrt.core.commit import commit, malformed
 from mlxrt.core.session import Session
 from mlxrt.core.state import State, stale_epoch
-from mlxrt.core.step import StepInput, StepOutcome, StepPlan, StepReply
+from mlxrt.core.step import Phase, StepInput, StepOutcome, StepPlan, StepReply, Timings
+from mlxrt.core.step_errors import numbered
 from mlxrt.core.ticket import Ticket
 from mlxrt.core.validate import validate
 from mlxrt.errors import MlxrtError, Reason, field_invalid
@@ -48,7 +49,7 @@ def _repeat(state: State, session: Session, step: StepInput) -> Replayed | InFli
     if number < 1:
         raise field_invalid("step_number", "the first step is 1")
     if number > expected:
-        raise _numbered(Reason.STEP_GAP, expected, f"step {number} skips step {expected}")
+        raise numbered(Reason.STEP_GAP, expected, f"step {number} skips step {expected}")
     stored = session.replies.find(number)
     if stored is not None:
         _check_same(stored[0], step, expected)
@@ -58,24 +59,16 @@ def _repeat(state: State, session: Session, step: StepInput) -> Replayed | InFli
         if ticket.step_number == number:
             _check_same(ticket.digest, step, expected)
             return InFlight(ticket.number)
-    raise _numbered(Reason.STEP_STALE, expected, f"the reply of step {number} is gone")
+    raise numbered(Reason.STEP_STALE, expected, f"the reply of step {number} is gone")
 
 
 def _check_same(digest: bytes, step: StepInput, expected: int) -> None:
     if digest != step.digest:
-        raise _numbered(
+        raise numbered(
             Reason.STEP_MISMATCH,
             expected,
             f"step {step.step_number} was accepted with other content",
         )
-
-
-def _numbered(reason: Reason, expected: int, message: str) -> MlxrtError:
-    return MlxrtError(
-        reason,
-        f"{message}; the next one is {expected}",
-        metadata={"expected_step_number": str(expected)},
-    )
 
 
 def hand_out(state: State) -> StepPlan | None:
@@ -83,20 +76,45 @@ def hand_out(state: State) -> StepPlan | None:
     if not state.ready:
         return None
     session = state.ready.popleft()
-    ticket = session.queue.popleft()
+    ticket = session.queue[0]
+    plan = _sampling_plan(ticket) if ticket.forwarded else _first_plan(ticket)
+    state.handed_out.append(ticket)
+    if state.retired:
+        plan.retired = state.retired + plan.retired
+    state.retired = []
+    if plan.phase is Phase.FORWARD:
+        # What the session releases meanwhile is retired behind the sampling, which names it still.
+        ticket.forwarded = True
+        return plan
+    session.queue.popleft()
+    ticket.handed_out = True
+    state.retired = ticket.retired_after
     if session.queue:
         state.ready.append(session)
-    ticket.handed_out = True
-    state.handed_out.append(ticket)
+    return plan
+
+
+def _first_plan(ticket: Ticket) -> StepPlan:
     plan = ticket.plan
     if ticket.doomed is not None:
         plan.cancelled = True
         plan.copies, plan.entries, plan.decode_handles, plan.decode_starts = [], [], [], []
-    elif ticket.irregular:
+        return plan
+    if ticket.irregular:
         _leave_out_failed(ticket)
-    if state.retired:
-        plan.retired = state.retired + plan.retired
-    state.retired = ticket.retired_after
+    if ticket.masks is not None:
+        plan.masks = ticket.handles_of(ticket.masks)
+    elif ticket.sampled is not None:
+        plan.phase = Phase.FORWARD
+    return plan
+
+
+def _sampling_plan(ticket: Ticket) -> StepPlan:
+    plan = StepPlan(ticket.number, phase=Phase.SAMPLING)
+    if ticket.doomed is not None:
+        plan.cancelled = True
+    elif ticket.masks is not None:
+        plan.masks = ticket.handles_of(ticket.masks)
     return plan
 
 
@@ -127,6 +145,10 @@ def settle(state: State, outcome: StepOutcome, now_ms: int) -> list[tuple[int, S
     assert ticket.number == outcome.ticket, "outcomes come in the order of the plans"
     session = ticket.session
     assert session.inflight[0] is ticket, "a session's steps run in order"
+    if ticket.forwarded and not ticket.forward_ended:
+        _end_forward(state, session, ticket, outcome)
+        session.renew(now_ms)
+        return []
     session.inflight.popleft()
     del state.tickets[ticket.number]
     reply = _conclude(state, session, ticket, outcome)
@@ -139,6 +161,16 @@ def settle(state: State, outcome: StepOutcome, now_ms: int) -> list[tuple[int, S
     return [(ticket.number, reply)]
 
 
+def _end_forward(state: State, session: Session, ticket: Ticket, outcome: StepOutcome) -> None:
+    """The step goes on once its masks are there; a forward that failed discards it now."""
+    ticket.forward_ended = True
+    ticket.forward_timings = outcome.timings
+    if outcome.failure is not None and ticket.doomed is None:
+        _fail_behind(state, session, ticket)
+        ticket.doomed = outcome.failure
+        state.wake(session)
+
+
 def _conclude(state: State, session: Session, ticket: Ticket, outcome: StepOutcome) -> StepReply:
     """Commits the step or discards it, with those behind it."""
     error = ticket.doomed
@@ -148,6 +180,8 @@ def _conclude(state: State, session: Session, ticket: Ticket, outcome: StepOutco
         failure = outcome.failure or malformed(ticket, outcome)
         if failure is None:
             reply = commit(ticket, outcome, state.bounds)
+            if ticket.forward_timings is not None:
+                reply.timings = _both(ticket.forward_timings, outcome.timings)
             for reason in ticket.failed:
                 failed = state.counters.sequences_failed
                 failed[reason] = failed.get(reason, 0) + 1
@@ -161,9 +195,20 @@ def _conclude(state: State, session: Session, ticket: Ticket, outcome: StepOutco
 
 
 def _fail_behind(state: State, session: Session, ticket: Ticket) -> None:
-    behind = [each for each in session.inflight if each.doomed is None]
+    behind = [each for each in session.inflight if each is not ticket and each.doomed is None]
     state.discard(session, [ticket, *behind])
     for each in behind:
         each.doomed = MlxrtError(
             Reason.PREDECESSOR_FAILED, f"step {ticket.step_number} failed, so this one was not run"
         )
+    state.wake(session)
+
+
+def _both(forward: Timings, sampling: Timings) -> Timings:
+    """Where the time of a step in two plans went; the queue is that before its forward."""
+    return Timings(
+        forward.queue_us,
+        forward.build_us + sampling.build_us,
+        forward.device_us + sampling.device_us,
+        forward.sample_us + sampling.sample_us,
+    )

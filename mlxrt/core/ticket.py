@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mlxrt.core.block import Block
 from mlxrt.core.sequence import Sequence
-from mlxrt.core.step import StepPlan
+from mlxrt.core.step import Mask, StepPlan, Timings
 from mlxrt.errors import MlxrtError, Reason
 
 if TYPE_CHECKING:
@@ -111,7 +111,11 @@ class Ticket:
         irregular: set where commit must look at each decode alone.
         failed: reasons of the sequences that failed in it.
         doomed: why the step will not commit; None while it may.
-        handed_out: next_plan has given it away.
+        handed_out: next_plan has given it away, whole or its sampling.
+        sampled: of a step that defers its sampling, `sampled_rows`; None for others.
+        masks, masks_digest: what came for it; None before.
+        forwarded, forward_ended: its forward was handed out, and has an outcome.
+        forward_timings: of that outcome.
         quarantine: blocks, `(group, id)`, that were freed while this was the session's last
             accepted step.
         retired_after: handles released outside a step while this was the last one in the session's
@@ -128,13 +132,19 @@ class Ticket:
         "doomed",
         "epoch",
         "failed",
+        "forward_ended",
+        "forward_timings",
+        "forwarded",
         "handed_out",
         "irregular",
         "items",
+        "masks",
+        "masks_digest",
         "number",
         "plan",
         "quarantine",
         "retired_after",
+        "sampled",
         "session",
         "step_number",
         "superseded",
@@ -161,10 +171,32 @@ class Ticket:
         self.failed: list[Reason] = []
         self.doomed: MlxrtError | None = None
         self.handed_out = False
+        self.sampled: dict[int, int] | None = None
+        self.masks: tuple[Mask, ...] | None = None
+        self.masks_digest = b""
+        self.forwarded = False
+        self.forward_ended = False
+        self.forward_timings: Timings | None = None
         self.quarantine: list[tuple[int, int]] = []
         self.retired_after: list[int] = []
 
     @property
     def may_have_run(self) -> bool:
         """Whether the engine may have written to blocks for it, now or later."""
-        return self.handed_out and not self.plan.cancelled
+        return (self.handed_out or self.forwarded) and not self.plan.cancelled
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether next_plan can hand out what comes next of it."""
+        return not self.forwarded or self.masks is not None or self.doomed is not None
+
+    @property
+    def waits_for_masks(self) -> bool:
+        """Whether nothing but its client can bring it further."""
+        return self.forward_ended and not self.can_go_on
+
+    def handles_of(self, masks: tuple[Mask, ...]) -> dict[int, bytes]:
+        """The masks by handle."""
+        sequences = (*self.decode_sequences, *(run.sequence for run in self.items))
+        handles = {sequence.sequence_id: sequence.handle for sequence in sequences}
+        return {handles[mask.sequence_id]: mask.allowed for mask in masks}

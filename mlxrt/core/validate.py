@@ -6,6 +6,7 @@ from collections.abc import Sequence as Row
 
 from mlxrt.core.bounds import Bounds
 from mlxrt.core.draft import Draft
+from mlxrt.core.mask_checks import check_masks, sampled_rows
 from mlxrt.core.row_checks import Place, check_decode, check_item_rows, check_shape
 from mlxrt.core.session import Session
 from mlxrt.core.step import StepInput
@@ -41,6 +42,10 @@ def validate(session: Session, step: StepInput, bounds: Bounds) -> Draft:
             check_item_rows(draft, run, item, Place(f"items[{index}]", is_item=True), bounds)
         else:
             run.position = run.sequence.committed
+    if step.masks:
+        if step.deferred:
+            raise field_invalid("masks", "come later where sampling is deferred")
+        check_masks(step.masks, sampled_rows(step), bounds.limits)
     return draft
 
 

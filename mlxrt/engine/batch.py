@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mlxrt.attention.metadata import HostRows
-from mlxrt.core.step import Entry, StepPlan, TokenSource
+from mlxrt.core.step import Entry, Phase, StepPlan, TokenSource
 from mlxrt.engine.mirrors import (
     IndexArray,
     IntArray,
@@ -41,7 +41,7 @@ class Batch:
         parity: tells this step's codes from those of the step before.
         codes: what the sampled tokens stand as until they are read; one per `coded`.
         coded: [k] `selection.coded`.
-        pending: the mirrors' places of those tokens.
+        pending: the mirrors' places of those tokens; None until `place_codes`.
         overwrites: what explicit tokens and drafts replaced.
     """
 
@@ -58,7 +58,7 @@ class Batch:
     parity: int
     codes: IntArray
     coded: IndexArray
-    pending: Overwrite
+    pending: Overwrite | None = None
     overwrites: list[Overwrite] = field(default_factory=list)
 
     @property
@@ -92,8 +92,8 @@ def build_batch(
 ) -> Batch | None:
     """Lays out the rows of `plan`, whose changes are applied already; None where it has no rows.
 
-    Writes explicit tokens, drafts and the codes of the tokens to be sampled into the mirrors;
-    `undo_batch` takes all of it back.
+    Writes explicit tokens, drafts and, unless sampling is deferred, the codes of the tokens to be
+    sampled into the mirrors; `undo_batch` takes all of it back.
     """
     entries = [entry for entry in plan.entries if entry.count]
     decode_count = len(plan.decode_handles)
@@ -127,16 +127,8 @@ def build_batch(
     selected_sequences = np.array(selection.sequences, np.int64)
     backs = np.array(selection.backs, np.int64)
     coded = np.array(selection.coded, np.int64)
-    coded_sequences = selected_sequences[coded]
-    codes = encode_pending(coded, parity)
-    pending = mirrors.overwrite(
-        [handles[index] for index in coded_sequences.tolist()],
-        lines[coded_sequences],
-        ends[coded_sequences],
-        codes,
-    )
     selected_rows = query_start[1:][selected_sequences] - 1 - backs
-    return Batch(
+    batch = Batch(
         handles=handles,
         lines=lines,
         ends=ends,
@@ -148,16 +140,32 @@ def build_batch(
         selected_positions=ends[selected_sequences] - backs,
         selected_rows=None if len(selected_rows) == bucket else selected_rows.astype(np.int32),
         parity=parity,
-        codes=codes,
+        codes=encode_pending(coded, parity),
         coded=coded,
-        pending=pending,
         overwrites=overwrites,
+    )
+    if plan.phase is not Phase.FORWARD:
+        place_codes(batch, mirrors, parity)
+    return batch
+
+
+def place_codes(batch: Batch, mirrors: SequenceMirrors, parity: int) -> None:
+    """Writes the codes of the tokens that the step samples into the mirrors."""
+    sequences = batch.selected_sequences[batch.coded]
+    batch.parity = parity
+    batch.codes = encode_pending(batch.coded, parity)
+    batch.pending = mirrors.overwrite(
+        [batch.handles[index] for index in sequences.tolist()],
+        batch.lines[sequences],
+        batch.ends[sequences],
+        batch.codes,
     )
 
 
 def undo_batch(batch: Batch, mirrors: SequenceMirrors) -> None:
-    """Takes back what `build_batch` wrote into the mirrors."""
-    mirrors.undo(batch.pending)
+    """Takes back what `build_batch` and `place_codes` wrote into the mirrors."""
+    if batch.pending is not None:
+        mirrors.undo(batch.pending)
     for overwrite in reversed(batch.overwrites):
         mirrors.undo(overwrite)
 

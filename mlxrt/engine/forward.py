@@ -44,11 +44,13 @@ class StepGraph:
         logits: [n, V] float32 of the rows that answer them; None without any.
         witness: one element of the last layer's pool, so that a step without tokens can be waited
             for.
+        hidden: [K, 1, hidden] of the selected rows, where the head and sampling come later.
     """
 
     sampled: Sampled | None
     logits: mx.array | None
     witness: mx.array | None
+    hidden: mx.array | None = None
 
     signal: mx.array = field(init=False)
     """The sampled tokens once more, or the witness: for the thread that reads, and for it alone."""
@@ -61,7 +63,8 @@ class StepGraph:
     def arrays(self) -> list[mx.array]:
         """What the device has to compute, the signal left out."""
         arrays = [] if self.sampled is None else self.sampled.arrays()
-        return arrays + [array for array in (self.logits, self.witness) if array is not None]
+        rest = (self.logits, self.witness, self.hidden)
+        return arrays + [array for array in rest if array is not None]
 
     def wait(self) -> None:
         """Waits for the device. Raises what the device did."""
@@ -150,19 +153,56 @@ class Forward:
         """
         if batch is None:
             return StepGraph(None, None, self._witness())
+        logits, _ = self._run(batch, unread)
+        if sampling is None:
+            # The head is built, but nothing evaluates it.
+            return StepGraph(None, None, self._witness())
+        return self._sampled(logits, batch, sampling, unread)
+
+    def build_hidden(self, batch: Batch | None, unread: mx.array | None) -> StepGraph:
+        """Adds the forward of `batch` to the graph, up to the head."""
+        hidden = None
+        if batch is not None:
+            _, hidden = self._run(batch, unread)
+        return StepGraph(None, None, self._witness(), hidden)
+
+    def build_sampling(self, hidden: mx.array, batch: Batch, sampling: SamplingBatch) -> StepGraph:
+        """Adds head and sampling to the graph, of what `build_hidden` gave and is evaluated."""
+        return self._sampled(self._head(hidden), batch, sampling, None)
+
+    def _run(self, batch: Batch, unread: mx.array | None) -> tuple[mx.array, mx.array]:
+        """Logits [K, V] and hidden states [K, 1, hidden] of the selected rows."""
         self._begin(batch)
         try:
             tokens = _input_tokens(batch, unread)[:, None]
             self._selector.rows = _upload(batch.selected_rows)
             logits = self._model(tokens, cache=self.layers).squeeze(1)
             self._check_seam()
+            hidden = self._selector.kept
+            assert hidden is not None
+            return logits, hidden
         finally:
-            self._selector.rows = None
+            self._selector.rows = self._selector.kept = None
             for group in self._groups:
                 group.binding.end()
-        if sampling is None:
-            # The head is built, but nothing evaluates it.
-            return StepGraph(None, None, self._witness())
+
+    def _head(self, hidden: mx.array) -> mx.array:
+        """Logits [K, V] of hidden states [K, 1, hidden]."""
+        self._selector.given = hidden
+        try:
+            ignored = mx.zeros((hidden.shape[0], 1), mx.int32)
+            logits: mx.array = self._model(ignored, cache=self.layers).squeeze(1)
+            return logits
+        finally:
+            self._selector.given = None
+
+    def _sampled(
+        self,
+        logits: mx.array,
+        batch: Batch,
+        sampling: SamplingBatch,
+        unread: mx.array | None,
+    ) -> StepGraph:
         answered = None
         if batch.selection.logits:
             chosen = mx.array(np.array(batch.selection.logits, np.int32))

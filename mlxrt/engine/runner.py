@@ -1,7 +1,8 @@
 """Runs plans one after the other: build, launch, read.
 
 A step is built while the one before may be running; its tokens come from there as lazy arrays. Each
-step is one lazy graph and one `async_eval`.
+step is one lazy graph and one `async_eval`; one that defers its sampling is two of both, and what
+is between them is kept here.
 """
 
 from __future__ import annotations
@@ -10,25 +11,36 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
 
 from mlxrt.attention import AttendCounts
-from mlxrt.core.step import SampledRow, StepOutcome, StepPlan
-from mlxrt.engine.batch import Batch, apply_changes, build_batch, undo_batch
+from mlxrt.core.step import Phase, StepOutcome, StepPlan
+from mlxrt.engine.batch import Batch, apply_changes, build_batch, place_codes, undo_batch
 from mlxrt.engine.counters import EngineCounters
+from mlxrt.engine.failed_sequences import FailedSequences
 from mlxrt.engine.flight import Flight, microseconds_since
 from mlxrt.engine.forward import Forward, StepValues
-from mlxrt.engine.mirrors import SequenceMirrors, decode_pending, resolve_before
+from mlxrt.engine.mirrors import SequenceMirrors, resolve_before
 from mlxrt.engine.outcome import outcome_of
-from mlxrt.engine.sampling import SamplingBatch, SamplingRow
+from mlxrt.engine.sampling import SamplingBatch
+from mlxrt.engine.step_rules import step_rules
 from mlxrt.errors import MlxrtError, Reason
 
 
 class DeviceLostError(Exception):
     """The device's state can't be trusted any more; no later step may run."""
+
+
+@dataclass(frozen=True, slots=True)
+class _HeldForward:
+    """A forward whose sampling is deferred: its plan, its rows, and their hidden states."""
+
+    plan: StepPlan
+    batch: Batch | None
+    hidden: mx.array | None
 
 
 class StepRunner:
@@ -64,7 +76,8 @@ class StepRunner:
         self._finished: list[Flight] = []
         self._mirrors = SequenceMirrors(group_count=forward.group_count)
         self._parity = 0
-        self._failed: dict[int, MlxrtError] = {}
+        self._failed = FailedSequences()
+        self._held: dict[int, _HeldForward] = {}
         # When the step that was read last had ended, as far as this thread saw.
         self._device_idle_s = 0.0
 
@@ -125,17 +138,23 @@ class StepRunner:
     def _begin(self, plan: StepPlan, deliver: Callable[[StepOutcome], None]) -> None:
         while sum(flight.on_device for flight in self.flights) > 1:
             self._finish_oldest(deliver)
+        # Deferred sampling finds its forward ended, and every token before it read.
+        while self.flights and plan.phase is Phase.SAMPLING:
+            self._finish_oldest(deliver)
         flight = Flight(plan)
         started_s = flight.timings.begun_s = time.perf_counter()
         apply_changes(plan, self._mirrors)
-        for handle in plan.retired:
-            self._failed.pop(handle, None)
+        self._failed.retire(plan.retired)
         predecessor = self.flights[-1] if self.flights else None
         self.flights.append(flight)
         if plan.cancelled:
+            self._drop(plan.ticket)
             flight.failure = _predecessor_failed()
             return
-        self._build(flight)
+        if plan.phase is Phase.SAMPLING:
+            self._build_sampling(flight)
+        else:
+            self._build(flight)
         flight.timings.build_us = microseconds_since(started_s)
         while not self._forward.path.overlaps and len(self.flights) > 1:
             self._finish_oldest(deliver)
@@ -175,7 +194,9 @@ class StepRunner:
             self.counters.failed_steps += not flight.plan.cancelled
             assert flight.failure is not None
             return StepOutcome(flight.plan.ticket, timings=flight.timings, failure=flight.failure)
-        self.counters.failed_sequences += self._spread_row_failures(flight, outcome)
+        if flight.plan.phase is not Phase.FORWARD:
+            failed = self._failed.spread(flight.plan, outcome, self._mirrors)
+            self.counters.failed_sequences += failed
         return outcome
 
     def _build(self, flight: Flight) -> None:
@@ -193,11 +214,46 @@ class StepRunner:
                 return
             if plan.copies:
                 forward.copy_blocks(plan.copies)
-            sampling = self._sampling(flight.batch)
-            flight.graph = forward.build(flight.batch, sampling, unread)
+            if plan.phase is Phase.FORWARD:
+                flight.graph = forward.build_hidden(flight.batch, unread)
+            else:
+                sampling = self._rules(flight)
+                flight.graph = forward.build(flight.batch, sampling, unread)
         except Exception as error:  # whatever it was, only this step fails
             forward.restore(flight.snapshot)
             self._fail(flight, _execution_failed("building the step", error))
+
+    def _build_sampling(self, flight: Flight) -> None:
+        """Builds the sampling of a forward that has ended, as `_build` does."""
+        held = self._held.pop(flight.plan.ticket, None)
+        if held is None:
+            flight.failure = _predecessor_failed()
+            return
+        flight.plan = replace(held.plan, phase=Phase.SAMPLING, masks=flight.plan.masks)
+        flight.batch = held.batch
+        flight.snapshot = self._forward.pools()
+        if held.batch is None:
+            return
+        try:
+            self._parity = 1 - self._parity
+            place_codes(held.batch, self._mirrors, self._parity)
+            sampling = self._rules(flight)
+            if sampling is not None and held.hidden is not None:
+                flight.graph = self._forward.build_sampling(held.hidden, held.batch, sampling)
+        except Exception as error:  # whatever it was, only this step fails
+            self._fail(flight, _execution_failed("building the sampling", error))
+
+    def _rules(self, flight: Flight) -> SamplingBatch | None:
+        """The rules of the selected rows; None without any."""
+        if flight.batch is None:
+            return None
+        return step_rules(flight.batch, self._mirrors, flight.plan.masks, self._vocabulary_size)
+
+    def _drop(self, ticket: int) -> None:
+        """Forgets a forward that will not be sampled."""
+        held = self._held.pop(ticket, None)
+        if held is not None and held.batch is not None:
+            undo_batch(held.batch, self._mirrors)
 
     def _unread_tokens(self) -> mx.array | None:
         """The tokens of the one step that may be on the device while the next is built."""
@@ -212,9 +268,10 @@ class StepRunner:
             flight.snapshot = []
         counters.steps += 1
         counters.async_evals += 1
-        if batch is not None:
+        if batch is not None and flight.plan.phase is not Phase.SAMPLING:
             counters.rows += batch.row_count
             counters.padding_rows += batch.bucket_row_count - batch.row_count
+        if batch is not None and flight.plan.phase is not Phase.FORWARD:
             counters.head_rows += len(batch.selected_sequences)
         flight.launched, flight.launched_s = True, time.perf_counter()
         try:
@@ -235,7 +292,7 @@ class StepRunner:
         """The outcome of what was read; None where reading failed."""
         batch = flight.batch
         if flight.graph is None:
-            return outcome_of(flight, StepValues([], {}, None))
+            return self._hold(flight) or outcome_of(flight, StepValues([], {}, None))
         if flight.values is None:
             assert flight.read_error is not None
             self._recover(flight, "waiting for the step", flight.read_error)
@@ -244,6 +301,8 @@ class StepRunner:
         flight.timings.device_from_s = busy_from_s
         flight.timings.device_us = int((flight.ended_s - busy_from_s) * 1e6)
         self._device_idle_s = flight.ended_s
+        if (held := self._hold(flight)) is not None:
+            return held
         outcome = outcome_of(flight, flight.values)
         if batch is not None:
             self._resolve(batch, np.array(flight.values.tokens, np.int32))
@@ -251,13 +310,25 @@ class StepRunner:
         flight.timings.sample_us = microseconds_since(flight.ended_s)
         return outcome
 
+    def _hold(self, flight: Flight) -> StepOutcome | None:
+        """Keeps what the sampling of a forward needs, and answers it; None for other plans."""
+        plan, batch = flight.plan, flight.batch
+        if plan.phase is not Phase.FORWARD:
+            return None
+        hidden = None if flight.graph is None else flight.graph.hidden
+        self._held[plan.ticket] = _HeldForward(plan, batch, hidden)
+        bucket = 0 if batch is None else batch.bucket_row_count
+        return StepOutcome(plan.ticket, timings=flight.timings, bucket_row_count=bucket)
+
     def _resolve(self, batch: Batch, tokens: np.ndarray[tuple[int], np.dtype[np.int32]]) -> None:
         """Puts the tokens that were read in the place of their codes."""
+        assert batch.pending is not None
         self._mirrors.resolve(batch.pending, batch.codes, tokens[batch.coded])
         for later in self.flights:
             if later.batch is not None:
                 for overwrite in (later.batch.pending, *later.batch.overwrites):
-                    resolve_before(overwrite, batch.parity, tokens)
+                    if overwrite is not None:
+                        resolve_before(overwrite, batch.parity, tokens)
 
     def _keep_accepted(self, plan: StepPlan, outcome: StepOutcome) -> None:
         """Puts the tokens of sequences with drafts into the mirrors."""
@@ -268,66 +339,6 @@ class StepRunner:
                 self._mirrors.put(entry.handle, end, [*accepted, row.token])
                 self.counters.drafts += len(entry.draft_tokens)
                 self.counters.accepted_drafts += len(accepted)
-
-    def _sampling(self, batch: Batch | None) -> SamplingBatch | None:
-        """The rules of the selected rows; None without any."""
-        if batch is None or not len(batch.selected_sequences):
-            return None
-        rows: list[SamplingRow | None] = [None] * len(batch.selected_sequences)
-        rules = self._mirrors.sampling
-        special = False
-        for index in batch.selection.sampled:
-            sequence = batch.selection.sequences[index]
-            row = rules[batch.lines[sequence]]
-            if row is not None:
-                special = True
-                if batch.selection.backs[index]:
-                    row = replace(row)  # the sequence has several rows
-                rows[index] = self._at_step(row, batch, index)
-        if not special:
-            return SamplingBatch.greedy(len(rows))
-        return SamplingBatch.build(rows, self._vocabulary_size)
-
-    def _at_step(self, row: SamplingRow, batch: Batch, selected: int) -> SamplingRow:
-        """Brings a sequence's sampling row up to a selected row's position."""
-        position = int(batch.selected_positions[selected])
-        row.position = position
-        if row.sampling.penalised:
-            line = batch.lines[batch.selection.sequences[selected]]
-            first = int(self._mirrors.prompt_length[line])
-            generated = self._mirrors.tokens[line, first:position]
-            coded = generated < 0
-            row.generated = generated[~coded]
-            row.pending = decode_pending(generated[coded], 1 - batch.parity).tolist()
-        return row
-
-    def _spread_row_failures(self, flight: Flight, outcome: StepOutcome) -> int:
-        """Fails the later rows of a sequence that failed alone, and counts the failed rows of this
-        step.
-        """
-        rows = dict(outcome.decode_details)
-        decode_count = len(flight.plan.decode_handles)
-        failed = {
-            flight.plan.decode_handles[i]: row.failure for i, row in rows.items() if row.failure
-        }
-        for entry, row in zip(flight.plan.entries, outcome.entry_rows, strict=True):
-            if row.failure is not None:
-                failed[entry.handle] = row.failure
-        if self._failed:
-            self._repeat_failures(flight.plan, outcome, decode_count)
-        self._failed.update((h, f) for h, f in failed.items() if h in self._mirrors)
-        return len(failed)
-
-    def _repeat_failures(self, plan: StepPlan, outcome: StepOutcome, decode_count: int) -> None:
-        """Gives rows of sequences that failed in an earlier step the same failure."""
-        for index in range(decode_count):
-            failure = self._failed.get(plan.decode_handles[index])
-            if failure is not None:
-                outcome.decode_details[index] = SampledRow(failure=failure)
-        for index, entry in enumerate(plan.entries):
-            failure = self._failed.get(entry.handle)
-            if failure is not None:
-                outcome.entry_rows[index] = SampledRow(failure=failure)
 
     def _fail(self, flight: Flight, failure: MlxrtError) -> None:
         """Marks the step failed, with those that follow from it, and takes back what they wrote.

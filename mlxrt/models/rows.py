@@ -16,16 +16,24 @@ class RowSelector:
 
     Attributes:
         rows: [K] int32 indices into the T rows; None for all of them.
+        kept: the output of the last call; its owner drops it.
+        given: [K, 1, hidden] what to return without calling the inner model, so that the model
+            computes its head alone; None to call it.
     """
 
     def __init__(self, inner: Module) -> None:
         self._inner = inner
         self.rows: mx.array | None = None
+        self.kept: mx.array | None = None
+        self.given: mx.array | None = None
 
     def __call__(self, *arguments: Any, **named: Any) -> mx.array:
         """The inner model's output, `[T, 1, hidden]`, of the selected rows: `[K, 1, hidden]`."""
+        if self.given is not None:
+            return self.given
         hidden: mx.array = self._inner(*arguments, **named)
-        return hidden if self.rows is None else hidden[self.rows]
+        self.kept = hidden if self.rows is None else hidden[self.rows]
+        return self.kept
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)

@@ -9,16 +9,19 @@ sizes.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlxrt_client.v1 import sequence_pb2, step_pb2
+from mlxrt_client.v1 import sequence_pb2, step_pb2, tensor_pb2
 
 from mlxrt.core.model import Limits, ModelFacts
-from mlxrt.core.step import Item, NewSequence, StepInput, TokenSource
+from mlxrt.core.step import Item, Mask, NewSequence, StepInput, TokenSource
 from mlxrt.errors import field_invalid, limit_exceeded, unsupported
 from mlxrt.server.decode_fields import decode_tables, sampling_or_greedy
 
 _DIGEST_BYTES = 16
+_WORD_BITS = 32
+_WORD_BYTES = 4
 _SOURCES = {
     None: None,
     "registered": TokenSource.REGISTERED,
@@ -34,6 +37,17 @@ class StepCall:
     session_id: str
     epoch: int
     step: StepInput
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingCall:
+    """Decoded masks of a step that deferred its sampling, and who sends them."""
+
+    session_id: str
+    epoch: int
+    step_number: int
+    masks: list[Mask]
+    digest: bytes
 
 
 class StepDecoder:
@@ -52,15 +66,12 @@ class StepDecoder:
         """
         session_id, epoch = message.session.session_id, message.session.epoch
         message.ClearField("session")
-        if message.defer_sampling:
-            raise unsupported("defer_sampling")
-        if message.masks:
-            raise unsupported("masks")
         decode_ids = message.decode_sequence_ids
         items = message.items
         plain = not (
             items or message.new_sequences or message.release_sequence_ids or message.block_copies
-        )
+            or message.masks or message.defer_sampling
+        )  # fmt: skip
         self._check_sequences(len(decode_ids) + len(items), len(decode_ids))
         if not plain:
             self._check_counts(message)
@@ -81,7 +92,42 @@ class StepDecoder:
                 for i, s in enumerate(message.new_sequences)
             ]
             step.items = [self._item(m, f"items[{i}]") for i, m in enumerate(items)]
+            step.masks = self._masks(message.masks)
+            step.deferred = message.defer_sampling
         return StepCall(session_id, epoch, step)
+
+    def decode_sampling(self, message: step_pb2.DeferredSampling) -> SamplingCall:
+        """Masks for a step that deferred its sampling; empties `message`'s session on the way.
+
+        Raises:
+            FIELD_INVALID, LIMIT_EXCEEDED: nothing has happened.
+        """
+        session_id, epoch = message.session.session_id, message.session.epoch
+        message.ClearField("session")
+        masks = self._masks(message.masks)
+        digest = hashlib.blake2b(
+            message.SerializeToString(deterministic=True), digest_size=_DIGEST_BYTES
+        ).digest()
+        return SamplingCall(session_id, epoch, message.step_number, masks, digest)
+
+    def _masks(self, messages: Sequence[step_pb2.TokenMask]) -> list[Mask]:
+        limits, rows, masks = self._limits, 0, []
+        words = -(-self._facts.vocabulary_size // _WORD_BITS)
+        for index, message in enumerate(messages):
+            path, tensor = f"masks[{index}].allowed", message.allowed
+            if tensor.data_type != tensor_pb2.DATA_TYPE_INT32:
+                raise field_invalid(f"{path}.data_type", "must be DATA_TYPE_INT32")
+            if len(tensor.shape) != 2 or tensor.shape[1] != words or tensor.shape[0] < 1:
+                raise field_invalid(f"{path}.shape", f"must be [rows, {words}]")
+            count = tensor.shape[0]
+            rows += count
+            if rows > limits.max_mask_rows:
+                raise limit_exceeded("max_mask_rows", limits.max_mask_rows, rows, "masks")
+            data_bytes = count * words * _WORD_BYTES
+            if len(tensor.data) != data_bytes:
+                raise field_invalid(f"{path}.data", f"must have {data_bytes} bytes")
+            masks.append(Mask(message.sequence_id, count, tensor.data))
+        return masks
 
     def _check_sequences(self, count: int, decode_count: int) -> None:
         limits = self._limits

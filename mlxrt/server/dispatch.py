@@ -11,7 +11,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -19,7 +19,7 @@ import structlog
 from mlxrt.core.answers import Accepted, Replayed
 from mlxrt.core.core import Core
 from mlxrt.core.model import ModelFacts
-from mlxrt.core.step import StepInput, StepOutcome, StepReply
+from mlxrt.core.step import Mask, StepInput, StepOutcome, StepReply
 from mlxrt.engine.base import Engine, EngineDescription
 from mlxrt.errors import MlxrtError, Reason
 from mlxrt.server.errors import defect
@@ -102,7 +102,7 @@ class Dispatcher:
         self._on_defect = on_defect
         self.observers: list[StepObserver] = []
         self._waiters: dict[int, Waiter] = {}
-        self._submitted_s: dict[int, float] = {}
+        self._submitted_s: deque[tuple[int, float]] = deque()
         self._accepted_numbers: dict[str, int] = {}
         self._outcomes: deque[StepOutcome] = deque()
         self._pumping = False
@@ -142,6 +142,24 @@ class Dispatcher:
             return
         self.pump()
 
+    def sample(
+        self, session_id: str, epoch: int, step_number: int, masks: Sequence[Mask], digest: bytes
+    ) -> tuple[Waiter, bool]:
+        """Gives a step that deferred its sampling its masks; answers its run, and whether that is a
+        repeat.
+
+        Raises:
+            MlxrtError: what Core.sample raises.
+        """
+        answer = self._core.sample(session_id, epoch, step_number, masks, digest, self._now_ms())
+        if type(answer) is Replayed:
+            waiter = Waiter(session_id, StepInput(step_number, digest))
+            waiter.resolve(answer.reply)
+            return waiter, True
+        waiter = self._waiters[answer.ticket]  # type: ignore[union-attr]
+        self.pump()
+        return waiter, type(answer) is not Accepted
+
     def was_accepted(self, session_id: str, step_number: int) -> bool:
         """Whether the session's step of this number was accepted, so that a call is a repeat."""
         return step_number <= self._accepted_numbers.get(session_id, 0)
@@ -170,7 +188,7 @@ class Dispatcher:
                 plan = self._core.next_plan(self._now_ms())
                 if plan is None:
                     break
-                self._submitted_s[plan.ticket] = time.perf_counter()
+                self._submitted_s.append((plan.ticket, time.perf_counter()))
                 self._engine.submit(plan)
         except Exception as error:
             self._on_defect(MlxrtError(Reason.DEVICE_LOST, defect("dispatch", error).message))
@@ -179,8 +197,9 @@ class Dispatcher:
 
     def oldest_plan_age_s(self) -> float:
         """Seconds since the oldest plan that the engine has was submitted; 0 where it has none."""
-        oldest_s = next(iter(self._submitted_s.values()), None)
-        return 0.0 if oldest_s is None else time.perf_counter() - oldest_s
+        if not self._submitted_s:
+            return 0.0
+        return time.perf_counter() - self._submitted_s[0][1]
 
     def stop(self, loss: MlxrtError) -> None:
         """Answers every waiting step with `loss`; nothing commits from now on. Idempotent."""
@@ -190,7 +209,8 @@ class Dispatcher:
             self._resolve(waiter, StepReply(waiter.step_number, error=loss))
 
     def _finish(self, outcome: StepOutcome) -> None:
-        submitted_s = self._submitted_s.pop(outcome.ticket)
+        submitted, submitted_s = self._submitted_s.popleft()
+        assert submitted == outcome.ticket, "outcomes come in the order of the plans"
         waiter = self._waiters.get(outcome.ticket)
         if waiter is not None:
             begun_s = outcome.timings.begun_s or submitted_s

@@ -4,8 +4,9 @@
    registered goes on.
 2. Once no session holds a block and no step is in flight, or after `drain_seconds`, every further
    call is refused.
-3. Accepted steps run to their end; then all sessions are closed, streams and watches end, the
-   engine is closed.
+3. Accepted steps run to their end, but for those that wait for masks, which can't come any more:
+   they are discarded with their sessions. Then all sessions are closed, streams and watches end,
+   the engine is closed.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Drain:
             await self._moment()
         self._lifecycle.closed = True
         while runtime.core.inflight_count() and not self._lost and not self._lifecycle.stalled:
+            self._close_sessions(runtime)
             await self._moment()
         if not self._lost:
             self._close_sessions(runtime)
@@ -68,6 +70,7 @@ class Drain:
         return self._lifecycle.state is ServerState.FAILED
 
     def _close_sessions(self, runtime: Runtime) -> None:
+        """Ends every session for which nothing runs."""
         for ended in runtime.drain():
             _log.info(
                 "session closed by the drain", session_id=ended.session_id,

@@ -1,4 +1,4 @@
-"""Execute: one reader and one writer per stream, decoupled; answers in the order of the messages,
+"""Execute: one reader and one writer per stream, decoupled; answers in the order of the steps,
 refusals in-band."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from mlxrt_client.v1 import execution_pb2
 from mlxrt.errors import MlxrtError, Reason
 from mlxrt.server.errors import bare, defect, encode_error
 from mlxrt.server.handler import Context, abort, serialize
-from mlxrt.server.pipeline import Pending, StepPipeline
+from mlxrt.server.pipeline import Pending, SamplingRefusedError, StepPipeline
 from mlxrt.telemetry.tallies import Tallies
 
 _UNANSWERED_MIN = 16
@@ -72,6 +72,8 @@ class ExecuteStream:
         self._tallies = tallies
         self._context = context
         self._answers: deque[Pending | bytes] = deque()
+        # Refusals of masks: the answers before them may wait for just those masks.
+        self._urgent: deque[bytes] = deque()
         self._unanswered_max = max(_UNANSWERED_MIN, 4 * pipeline.limits.max_inflight_steps)
         self._ended = False
         self._closing: MlxrtError | None = None
@@ -105,7 +107,7 @@ class ExecuteStream:
                 if data is grpc.aio.EOF:
                     break
                 self._take(data)
-                while len(self._answers) >= self._unanswered_max:
+                while len(self._answers) + len(self._urgent) >= self._unanswered_max:
                     self._reader_signal = asyncio.get_running_loop().create_future()
                     await self._reader_signal
         except asyncio.CancelledError:
@@ -118,14 +120,21 @@ class ExecuteStream:
     def _take(self, data: bytes) -> None:
         if self._closing is not None:
             return
-        answer: Pending | bytes
+        answer: Pending | bytes | None
         try:
             answer = self._pipeline.begin_execute(data, self._check_session, self._claim)
+        except SamplingRefusedError as refused:
+            self._tallies.reject(refused.error.reason)
+            self._urgent.append(sampling_refusal(refused))
+            self._wake()
+            return
         except MlxrtError as error:
             answer = self._refuse(error)
         except Exception as error:
             answer = self._refuse(defect("Execute", error))
             self._pipeline.examine()
+        if answer is None:
+            return
         self._answers.append(answer)
         if isinstance(answer, bytes):
             self._wake()
@@ -148,23 +157,37 @@ class ExecuteStream:
         """Writes answers until the stream ends; answers the error that it shall end with."""
         loop = asyncio.get_running_loop()
         while True:
-            while self._answers and not self._cut_short:
-                head = self._answers[0]
-                if isinstance(head, Pending):
-                    if head.waiter.reply is None:
-                        break
-                    try:
-                        head = head.finish()
-                    except Exception as error:
-                        return defect("Execute", error)
-                self._answers.popleft()
+            while True:
+                try:
+                    head = self._next_answer()
+                except Exception as error:
+                    return defect("Execute", error)
+                if head is None:
+                    break
                 if self._reader_signal is not None and not self._reader_signal.done():
                     self._reader_signal.set_result(None)
                 await self._context.write(head)
-            if self._cut_short or (not self._answers and (self._ended or self._closing)):
+            unanswered = self._answers or self._urgent
+            if self._cut_short or (not unanswered and (self._ended or self._closing)):
                 return self._closing
             self._writer_signal = loop.create_future()
             await self._writer_signal
+
+    def _next_answer(self) -> bytes | None:
+        """Takes what is to be written now; None where that has to wait."""
+        if self._cut_short:
+            return None
+        if self._urgent:
+            return self._urgent.popleft()
+        if not self._answers:
+            return None
+        head = self._answers[0]
+        if isinstance(head, Pending):
+            if head.waiter.reply is None:
+                return None
+            head = head.finish()
+        self._answers.popleft()
+        return head
 
     @property
     def _cut_short(self) -> bool:
@@ -174,6 +197,14 @@ class ExecuteStream:
         signal = self._writer_signal
         if signal is not None and not signal.done():
             signal.set_result(None)
+
+
+def sampling_refusal(refused: SamplingRefusedError) -> bytes:
+    """The answer to masks that were refused."""
+    refusal = execution_pb2.SamplingRefusal(
+        step_number=refused.step_number, error=encode_error(refused.error)
+    )
+    return serialize(execution_pb2.ExecuteResponse(sampling_refusal=refusal))
 
 
 def execute_handler(

@@ -48,6 +48,7 @@ class ExecutionService:
             "Step": lambda data: self._runtime().pipeline.run_step(data),
             "Prefill": lambda data: self._runtime().pipeline.run_prefill(data),
             "Decode": lambda data: self._runtime().pipeline.run_decode(data),
+            "SampleStep": lambda data: self._runtime().pipeline.run_sampling(data),
         }
         handlers = {name: unary(name, run, self._examine) for name, run in rpcs.items()}
         handlers["Execute"] = execute_handler(

@@ -9,13 +9,13 @@ from mlxrt_client.v1 import execution_pb2, step_pb2
 
 from mlxrt.core.model import Limits, ModelFacts
 from mlxrt.core.step import StepReply
-from mlxrt.errors import MlxrtError, Reason, field_invalid, unsupported
+from mlxrt.errors import MlxrtError, Reason, field_invalid
 from mlxrt.server.decode_step import StepCall, StepDecoder
 from mlxrt.server.dispatch import Dispatcher, Waiter
 from mlxrt.server.encode import encode_step
 from mlxrt.server.handler import parse, serialize
 from mlxrt.server.lifecycle import Lifecycle, ServerState
-from mlxrt.server.relocate import PathMap, in_execute, relocate
+from mlxrt.server.relocate import PathMap, in_execute, in_sampling, relocate
 from mlxrt.server.special_cases import step_of_decode, step_of_prefill
 from mlxrt.server.wire_check import WireCheck
 from mlxrt.telemetry.caller import CALLER
@@ -23,7 +23,10 @@ from mlxrt.telemetry.tracing import StepTracer
 
 Encoder = Callable[[Waiter, bool], bytes]
 _WithStep = (
-    execution_pb2.PrefillResponse | execution_pb2.DecodeResponse | execution_pb2.ExecuteResponse
+    execution_pb2.PrefillResponse
+    | execution_pb2.DecodeResponse
+    | execution_pb2.ExecuteResponse
+    | execution_pb2.SampleStepResponse
 )
 
 
@@ -56,6 +59,15 @@ class Pending:
         """The reply bytes, once the step has ended."""
         await self.waiter.wait()
         return self.finish()
+
+
+class SamplingRefusedError(Exception):
+    """Masks that came over a stream were refused, for a step that waits on."""
+
+    def __init__(self, step_number: int, error: MlxrtError) -> None:
+        super().__init__(str(error))
+        self.step_number = step_number
+        self.error = error
 
 
 class StepPipeline:
@@ -100,19 +112,30 @@ class StepPipeline:
 
     def begin_execute(
         self, data: bytes, may_carry: Callable[[str], bool], carries: Callable[[str], None]
-    ) -> Pending:
-        """One message of Execute: as begin_step.
+    ) -> Pending | None:
+        """One message of Execute: as begin_step; None for masks, which have no answer of their own.
 
         Args:
             may_carry: whether the stream may carry steps of this session.
             carries: called with the session's id once the step is accepted.
+
+        Raises:
+            MlxrtError: a step was refused.
+            SamplingRefusedError: masks were refused.
         """
         message = parse(execution_pb2.ExecuteRequest, data, self._wire)
         kind = message.WhichOneof("message")
         if kind is None:
             raise field_invalid("message", "one of step and sampling is required")
         if kind == "sampling":
-            raise unsupported("sampling")
+            number = message.sampling.step_number
+            try:
+                if not may_carry(message.sampling.session.session_id):
+                    raise field_invalid("session.session_id", "this stream carries another session")
+                self._sample(message.sampling)
+            except MlxrtError as error:
+                raise SamplingRefusedError(number, relocate(error, in_sampling)) from None
+            return None
         session_id = message.step.session.session_id
         if not may_carry(session_id):
             raise field_invalid("step.session.session_id", "this stream carries another session")
@@ -126,11 +149,11 @@ class StepPipeline:
 
         Raises:
             MlxrtError: the step was refused.
-            RuntimeError: the engine has a thread of its own.
+            RuntimeError: the engine has a thread of its own, or the step defers its sampling.
         """
         pending = self.begin_step(data)
         if pending.waiter.reply is None:
-            raise RuntimeError("the step still runs: this engine answers on a thread of its own")
+            raise RuntimeError("the step still runs, on the engine's thread, or waits for masks")
         return pending.finish()
 
     def run_step(self, data: bytes) -> bytes | Awaitable[bytes]:
@@ -148,6 +171,25 @@ class StepPipeline:
     def examine(self) -> None:
         """As Dispatcher.examine: for who has met a defect here."""
         self._dispatcher.examine()
+
+    def run_sampling(self, data: bytes) -> bytes | Awaitable[bytes]:
+        """SampleStep, for a handler."""
+        request = parse(execution_pb2.SampleStepRequest, data)
+        try:
+            waiter, repeat = self._sample(request.sampling)
+        except MlxrtError as error:
+            raise relocate(error, in_sampling) from None
+        replayed = repeat and waiter.reply is not None
+        return _answer(Pending(waiter, replayed, _encode_sampled))
+
+    def _sample(self, message: step_pb2.DeferredSampling) -> tuple[Waiter, bool]:
+        if not message.HasField("session"):
+            raise field_invalid("session", "required")
+        call = self._decoder.decode_sampling(message)
+        self._lifecycle.check_serving()
+        return self._dispatcher.sample(
+            call.session_id, call.epoch, call.step_number, call.masks, call.digest
+        )
 
     def _start(
         self,
@@ -233,3 +275,7 @@ def _encode_decode(waiter: Waiter, replayed: bool) -> bytes:
 
 def _encode_execute(waiter: Waiter, replayed: bool) -> bytes:
     return _encode_within(execution_pb2.ExecuteResponse(), waiter, replayed)
+
+
+def _encode_sampled(waiter: Waiter, replayed: bool) -> bytes:
+    return _encode_within(execution_pb2.SampleStepResponse(), waiter, replayed)

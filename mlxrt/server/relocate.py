@@ -29,6 +29,11 @@ def in_execute(path: str) -> str:
     return f"step.{path}"
 
 
+def in_sampling(path: str) -> str:
+    """DeferredSampling within ExecuteRequest and SampleStepRequest."""
+    return f"sampling.{path}"
+
+
 def in_prefill(sequence_chunks: Mapping[int, int]) -> PathMap:
     """StepRequest made of a PrefillRequest.
 

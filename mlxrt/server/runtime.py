@@ -26,6 +26,8 @@ _RESULT_BYTES = 192
 left out."""
 _DRAFT_BYTES = 32
 """Most bytes of one accepted draft's part of a reply, its alternatives left out."""
+_MASK_BYTES = 64
+"""Most bytes of a row of a mask beside its words."""
 _ALTERNATIVE_BYTES = 12
 """Most bytes of one entry of top logprobs."""
 _log = structlog.get_logger("mlxrt.server")
@@ -78,6 +80,7 @@ def limits_in_force(configured: Limits, facts: ModelFacts) -> Limits:
     # Half for the sequences, half for their alternatives; logits take what that leaves.
     half_bytes = message_bytes // 2
     sequences = min(configured.max_step_sequences, half_bytes // _RESULT_BYTES)
+    mask_bytes = -(-facts.vocabulary_size // 32) * 4 + _MASK_BYTES
     drafts = min(configured.max_step_drafts, half_bytes // 4 // _DRAFT_BYTES)
     alternatives = min(
         configured.max_top_logprobs,
@@ -91,6 +94,7 @@ def limits_in_force(configured: Limits, facts: ModelFacts) -> Limits:
         max_model_length=min(configured.max_model_length, facts.max_model_length),
         max_step_sequences=sequences,
         max_step_drafts=drafts,
+        max_mask_rows=min(configured.max_mask_rows, half_bytes // mask_bytes),
         max_top_logprobs=alternatives,
         max_logits_rows=min(
             configured.max_logits_rows, rest_bytes // (facts.vocabulary_size * _LOGIT_BYTES)
@@ -98,8 +102,8 @@ def limits_in_force(configured: Limits, facts: ModelFacts) -> Limits:
     )
     if limits != configured:
         lowered = (
-            "max_model_length", "max_step_sequences", "max_step_drafts", "max_top_logprobs",
-            "max_logits_rows",
+            "max_model_length", "max_step_sequences", "max_step_drafts", "max_mask_rows",
+            "max_top_logprobs", "max_logits_rows",
         )  # fmt: skip
         _log.info(
             "limits lowered for this model", **{name: getattr(limits, name) for name in lowered}

@@ -3,20 +3,39 @@ writes, reads, samples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mlxrt.core.sampling import GREEDY, Sampling
-from mlxrt.core.step import Entry, SampledRow, StepOutcome, StepPlan, TokenSource
+from mlxrt.core.step import Entry, Phase, SampledRow, StepOutcome, StepPlan, TokenSource
 from mlxrt.core.verification import verify
 from mlxrt.errors import MlxrtError, Reason
 from mlxrt.testing.fake_model import FakeModel
 from mlxrt.testing.fake_sampling import sample_row
 
 _FIRST_CAPACITY = 64
+_EMPTY: npt.NDArray[Any] = np.zeros(0, np.int64)
+_Rows = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+
+
+@dataclass(slots=True)
+class _Read:
+    """What the rows of a forward read: greedy tokens, and whether a slot held NaN.
+
+    Attributes:
+        lines, lengths, tokens, poisoned: by decode handle; the lengths are those after the row.
+        entries: tokens and poisoned by entry, one for each row that is sampled.
+    """
+
+    lines: npt.NDArray[Any] = field(default_factory=lambda: _EMPTY)
+    lengths: npt.NDArray[Any] = field(default_factory=lambda: _EMPTY)
+    tokens: npt.NDArray[Any] = field(default_factory=lambda: _EMPTY)
+    poisoned: npt.NDArray[Any] = field(default_factory=lambda: _EMPTY)
+    entries: list[_Rows] = field(default_factory=list)
 
 
 class FakeRunner:
@@ -40,36 +59,63 @@ class FakeRunner:
         self._rules: dict[int, tuple[Sampling, int]] = {}
         """By handle, for sequences that are not plainly greedy: rules and seed."""
         self._cursed: set[int] = set()
+        self._held: dict[int, tuple[StepPlan, _Read]] = {}
+        """By ticket, forwards whose sampling is deferred."""
 
     def run(self, plan: StepPlan, failing: bool) -> StepOutcome:
-        """Applies the plan and answers it; with `failing` its forward fails and writes nothing."""
+        """Applies the plan and answers it; with `failing` its forward or its sampling fails."""
         self._apply(plan)
-        outcome = StepOutcome(plan.ticket)
-        if plan.cancelled:
-            outcome.failure = MlxrtError(
-                Reason.PREDECESSOR_FAILED, "a step accepted before this one failed"
-            )
-            return outcome
+        held = self._held.pop(plan.ticket, None) if plan.phase is Phase.SAMPLING else None
+        if plan.cancelled or (plan.phase is Phase.SAMPLING and held is None):
+            return _failed(plan, Reason.PREDECESSOR_FAILED, "a step before this one failed")
         if failing:
-            outcome.failure = MlxrtError(Reason.EXECUTION_FAILED, "the fake forward failed")
-            return outcome
+            return _failed(plan, Reason.EXECUTION_FAILED, "the fake forward failed")
+        if held is not None:
+            forward, read = held
+            return self._sample(forward, read, plan.masks)
+        read = self._forward(plan)
+        if plan.phase is Phase.FORWARD:
+            self._held[plan.ticket] = plan, read
+            return StepOutcome(plan.ticket, bucket_row_count=_row_count(plan))
+        return self._sample(plan, read, plan.masks)
+
+    def _forward(self, plan: StepPlan) -> _Read:
+        """Copies, writes all rows, then reads those that sample."""
         if plan.copies:
             self._model.copy_blocks(plan.copies)
         handles = plan.decode_handles
-        lines = starts = _EMPTY
+        read = _Read()
         if handles:
-            lines = np.array([self._line[h] for h in handles])
+            read.lines = np.array([self._line[h] for h in handles])
             starts = np.array(plan.decode_starts)
-            self._write(lines, starts, self._tokens[lines, starts])
+            self._write(read.lines, starts, self._tokens[read.lines, starts])
         for entry in plan.entries:
             self._write_entry(entry)
         if handles:
-            self._decode(plan, lines, starts, outcome)
-        outcome.entry_rows = [self._sample_entry(entry) for entry in plan.entries]
-        outcome.bucket_row_count = len(handles) + sum(
-            entry.count + len(entry.draft_tokens) for entry in plan.entries
-        )
+            read.lengths = starts + 1
+            entries = -(-int(read.lengths.max()) // self._model.block_size)
+            tables = [table[:, :entries].take(read.lines, axis=0) for table in self._tables]
+            read.tokens, read.poisoned = self._model.next_tokens(tables, read.lengths)
+        read.entries = [self._read_entry(entry) for entry in plan.entries]
+        return read
+
+    def _sample(self, plan: StepPlan, read: _Read, masks: Mapping[int, bytes]) -> StepOutcome:
+        """What the rows of `plan` give, of what its forward read."""
+        outcome = StepOutcome(plan.ticket, bucket_row_count=_row_count(plan))
+        allowed = {handle: self._allowed(data) for handle, data in masks.items()}
+        if plan.decode_handles:
+            self._decode(plan, read, allowed, outcome)
+        outcome.entry_rows = [
+            self._sample_entry(entry, *rows, allowed.get(entry.handle))
+            for entry, rows in zip(plan.entries, read.entries, strict=True)
+        ]
         return outcome
+
+    def _allowed(self, data: bytes) -> npt.NDArray[np.bool_]:
+        """[rows, vocabulary_size]: a mask as booleans."""
+        size = self._model.vocabulary_size
+        octets = np.frombuffer(data, np.uint8).reshape(-1, 4 * -(-size // 32))
+        return np.unpackbits(octets, axis=1, bitorder="little")[:, :size].astype(np.bool_)
 
     def _apply(self, plan: StepPlan) -> None:
         for handle in plan.retired:
@@ -125,38 +171,54 @@ class FakeRunner:
     def _decode(
         self,
         plan: StepPlan,
-        lines: npt.NDArray[Any],
-        starts: npt.NDArray[Any],
+        read: _Read,
+        allowed: Mapping[int, npt.NDArray[np.bool_]],
         outcome: StepOutcome,
     ) -> None:
-        lengths = starts + 1
-        entries = -(-int(lengths.max()) // self._model.block_size)
-        tables = [table[:, :entries].take(lines, axis=0) for table in self._tables]
-        tokens, poisoned = self._model.next_tokens(tables, lengths)
-        chosen: list[int] = tokens.tolist()
-        if self._rules or self._cursed or poisoned.any():
+        chosen: list[int] = read.tokens.tolist()
+        if self._rules or self._cursed or allowed or read.poisoned.any():
             for index, handle in enumerate(plan.decode_handles):
-                if handle in self._rules or handle in self._cursed or poisoned[index]:
+                mask = allowed.get(handle)
+                special = handle in self._rules or handle in self._cursed or mask is not None
+                if special or read.poisoned[index]:
                     row = self._row(
-                        handle, int(starts[index]) + 1, chosen[index], bool(poisoned[index])
+                        handle,
+                        int(read.lengths[index]),
+                        chosen[index],
+                        bool(read.poisoned[index]),
+                        None if mask is None else mask[0],
                     )
                     outcome.decode_details[index] = row
                     if row.token is not None:
                         chosen[index] = row.token
-            tokens = np.array(chosen)
-        self._tokens[lines, lengths] = tokens
+        self._tokens[read.lines, read.lengths] = chosen
         outcome.decode_tokens = chosen
 
-    def _sample_entry(self, entry: Entry) -> SampledRow:
+    def _read_entry(self, entry: Entry) -> _Rows:
+        """Greedy tokens, and whether a slot that was read is NaN, of the rows that sample or
+        return logits.
+        """
         if entry.count == 0 or not (entry.sample or entry.return_logits):
-            return SampledRow()
+            return _EMPTY, _EMPTY
         line, length = self._line[entry.handle], entry.start + entry.count
         count = 1 + len(entry.draft_tokens)
         tables = [np.repeat(table[line : line + 1], count, axis=0) for table in self._tables]
-        tokens, poisoned = self._model.next_tokens(tables, np.arange(length, length + count))
+        return self._model.next_tokens(tables, np.arange(length, length + count))
+
+    def _sample_entry(
+        self,
+        entry: Entry,
+        tokens: npt.NDArray[Any],
+        poisoned: npt.NDArray[Any],
+        allowed: npt.NDArray[np.bool_] | None,
+    ) -> SampledRow:
+        if not len(tokens):
+            return SampledRow()
+        line, length = self._line[entry.handle], entry.start + entry.count
+        masks = [None] * len(tokens) if allowed is None else list(allowed)
         rows = [
-            self._row(entry.handle, length + i, int(tokens[i]), bool(poisoned[i]))
-            for i in range(count)
+            self._row(entry.handle, length + i, int(tokens[i]), bool(poisoned[i]), masks[i])
+            for i in range(len(tokens))
         ]
         row = verify(entry.draft_tokens, rows)
         if row.failure is not None:
@@ -170,21 +232,36 @@ class FakeRunner:
         self._tokens[line, length + len(row.accepted)] = row.token
         return row
 
-    def _row(self, handle: int, length: int, greedy: int, poisoned: bool) -> SampledRow:
+    def _row(
+        self,
+        handle: int,
+        length: int,
+        greedy: int,
+        poisoned: bool,
+        allowed: npt.NDArray[np.bool_] | None,
+    ) -> SampledRow:
         """The row after `length` tokens of the sequence, whose greedy token is `greedy`."""
         if poisoned or handle in self._cursed:
             failure = MlxrtError(
                 Reason.NON_FINITE_LOGITS, "the model gave NaN logits for this sequence"
             )
             return SampledRow(failure=failure)
-        if handle not in self._rules:
+        if allowed is not None and not allowed.any():
+            failure = MlxrtError(Reason.MASK_EMPTY, "the mask of this sequence allows no token")
+            return SampledRow(failure=failure)
+        if handle not in self._rules and allowed is None:
             return SampledRow(token=greedy)
-        rules, seed = self._rules[handle]
+        rules, seed = self._rules.get(handle, (GREEDY, 0))
         known: Sequence[int] = self._tokens[self._line[handle], :length].tolist()
         prompt_length = min(self._prompt_length[handle], length)
-        return sample_row(
-            self._model.logits(greedy), rules, seed, known[:prompt_length], known[prompt_length:]
-        )
+        prompt, generated = known[:prompt_length], known[prompt_length:]
+        return sample_row(self._model.logits(greedy), rules, seed, prompt, generated, allowed)
 
 
-_EMPTY: npt.NDArray[Any] = np.zeros(0, np.int64)
+def _row_count(plan: StepPlan) -> int:
+    rows = sum(entry.count + len(entry.draft_tokens) for entry in plan.entries)
+    return len(plan.decode_handles) + rows
+
+
+def _failed(plan: StepPlan, reason: Reason, message: str) -> StepOutcome:
+    return StepOutcome(plan.ticket, failure=MlxrtError(reason, message))

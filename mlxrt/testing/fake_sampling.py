@@ -26,13 +26,20 @@ def sample_row(
     seed: int,
     prompt: Sequence[int],
     generated: Sequence[int],
+    allowed: npt.NDArray[np.bool_] | None = None,
 ) -> SampledRow:
-    """Samples the token after `prompt` and `generated` and describes it as the rules ask."""
+    """Samples the token after `prompt` and `generated` and describes it as the rules ask.
+
+    Args:
+        allowed: [vocabulary_size], the mask, at least one token allowed; None for all.
+    """
     logits = raw.astype(np.float64)
     for token_id, bias in rules.logit_bias:
         logits[token_id] += bias
     if rules.penalised:
         _penalise(logits, rules, prompt, generated)
+    if allowed is not None:
+        logits[~allowed] = -np.inf
     if rules.temperature == 0:
         token = int(logits.argmax())
         processed = logits

@@ -9,7 +9,7 @@ from typing import Any
 from mlxrt.core.answers import SessionRef
 from mlxrt.core.core import Core
 from mlxrt.core.model import Limits, ModelFacts
-from mlxrt.core.step import StepInput, StepOutcome, StepReply
+from mlxrt.core.step import Mask, StepInput, StepOutcome, StepReply
 from mlxrt.engine.base import Engine, EngineDescription
 from mlxrt.errors import MlxrtError
 
@@ -64,9 +64,22 @@ class LocalRunner:
         step = StepInput(number, number.to_bytes(8, "little"), **content)
         self.core.accept(self.ref.session_id, self.ref.epoch, step, now_ms())
         self._number = number
-        plan = self.core.next_plan(now_ms())
-        assert plan is not None
-        self._engine.submit(plan)
+        self._hand_over()
+
+    def sample(self, *masks: Mask) -> None:
+        """Gives the last step, submitted with `deferred`, its masks.
+
+        Raises:
+            MlxrtError: they were refused.
+        """
+        digest = repr(masks).encode()
+        ref = self.ref
+        self.core.sample(ref.session_id, ref.epoch, self._number, masks, digest, now_ms())
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        while (plan := self.core.next_plan(now_ms())) is not None:
+            self._engine.submit(plan)
 
     def finish(self) -> StepReply:
         """Waits for the oldest step, commits it and answers its reply.
@@ -74,10 +87,13 @@ class LocalRunner:
         Raises:
             MlxrtError: the step failed, or the engine is lost.
         """
-        outcome = self._answers.get()
-        if isinstance(outcome, MlxrtError):
-            raise outcome
-        ((_, reply),) = self.core.finish(outcome, now_ms())
+        replies: list[tuple[int, StepReply]] = []
+        while not replies:
+            outcome = self._answers.get()
+            if isinstance(outcome, MlxrtError):
+                raise outcome
+            replies = self.core.finish(outcome, now_ms())
+        ((_, reply),) = replies
         if reply.error is not None:
             raise reply.error
         return reply

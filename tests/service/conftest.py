@@ -36,7 +36,7 @@ SERVICES = {
     ),
     "ExecutionService": (
         "AllocateBlocks", "FreeBlocks", "Prefill", "Decode", "Step", "Execute", "FreeSequences",
-        "ExportBlocks", "ImportBlocks",
+        "SampleStep", "ExportBlocks", "ImportBlocks",
     ),
     "ModelService": (
         "GetServerInfo", "GetModelInfo", "GetTokenizer", "LoadAdapter", "UnloadAdapter",

@@ -337,7 +337,9 @@ ERRORS: dict[str, tuple[type[MlxrtError], str, Callable[[Any], object]]] = {
     ),
     "later": (
         UnsupportedError, "FEATURE_UNSUPPORTED",
-        lambda s: s.step(v1.StepRequest(decode_sequence_ids=[1], defer_sampling=True)),
+        lambda s: s.step(
+            v1.StepRequest(items=[v1.StepItem(sequence_id=1, return_hidden_state=True)])
+        ),
     ),
 }  # fmt: skip
 

@@ -38,8 +38,8 @@ TEXTS = ("", "a", "b", "x" * 64, "x" * 65, "ä")
 
 RARE = dict.fromkeys(
     (
-        "defer_sampling", "adapter_id", "state_slot_id", "input_embeddings", "prompt_top_logprobs",
-        "draft_token_ids", "return_hidden_state", "sampling", "appended",
+        "adapter_id", "state_slot_id", "input_embeddings", "prompt_top_logprobs",
+        "return_hidden_state", "sampling", "appended", "masks",
     ),
     0.02,
 )  # fmt: skip
@@ -75,10 +75,16 @@ class Target:
             "allocate": (execution_pb2.AllocateBlocksRequest, execution.allocate),
             "free": (execution_pb2.FreeBlocksRequest, execution.free_blocks),
             "release": (execution_pb2.FreeSequencesRequest, execution.free_sequences),
-            "step": (step_pb2.StepRequest, pipeline.run_bytes),
+            "step": (step_pb2.StepRequest, self._step),
+            "sample": (execution_pb2.SampleStepRequest, pipeline.run_sampling),
             "prefill": (execution_pb2.PrefillRequest, pipeline.run_prefill),
             "decode": (execution_pb2.DecodeRequest, pipeline.run_decode),
         }
+
+    def _step(self, data: bytes) -> bytes:
+        """The answer to a step; nothing while it waits for masks."""
+        pending = self.runtime.pipeline.begin_step(data)
+        return b"" if pending.waiter.reply is None else pending.finish()
 
     def on_progress(self, fraction: float, activity: str) -> None:
         pass
@@ -105,7 +111,10 @@ class Target:
             assert error.reason is not Reason.INTERNAL_DEFECT
             assert core.digest() == before, rpc
             return error.reason
-        assert isinstance(answer, bytes)
+        if not isinstance(answer, bytes):
+            # It waits for masks, or behind a step that does.
+            assert core.inflight_count() > 0
+            answer.close()
         return None
 
 

@@ -14,8 +14,9 @@ from mlxrt.testing import FakeEngine
 
 LIMITS = {
     "max_inflight_steps": 3, "max_step_rows": 12, "max_step_sequences": 4, "max_step_copies": 3,
-    "max_logits_rows": 2, "max_step_drafts": 3, "max_sequences": 5, "max_model_length": 20,
-    "max_sessions": 2, "max_logit_bias": 4, "max_top_logprobs": 5, "max_message_bytes": 1 << 16,
+    "max_logits_rows": 2, "max_step_drafts": 3, "max_mask_rows": 4, "max_sequences": 5,
+    "max_model_length": 20, "max_sessions": 2, "max_logit_bias": 4, "max_top_logprobs": 5,
+    "max_message_bytes": 1 << 16,
     "min_lease_ttl_ms": 2_000, "max_lease_ttl_ms": 50_000, "default_lease_ttl_ms": 20_000,
 }  # fmt: skip
 
@@ -117,6 +118,21 @@ def test_max_step_drafts(limited: Any) -> None:
     refused_past(limited, "Step", past, "max_step_drafts", 4)
     items[1]["draft_token_ids"] = [3]
     assert session.step(items=items).bucket_row_count == 5
+
+
+def test_max_mask_rows(limited: Any) -> None:
+    session = limited.open()
+    for index in (1, 2):
+        session.start(index, [7, index])
+    one = {"data_type": "DATA_TYPE_INT32", "shape": [1, 128], "data": b"\xff" * 512}
+    four = {**one, "shape": [4, 128], "data": b"\xff" * 2048}
+    drafted = {"sequence_id": 1, "row_count": 1, "last_sampled": {}, "sample": True}
+    items = [{**drafted, "draft_token_ids": [1, 2, 3]}]
+    masks = [{"sequence_id": 1, "allowed": four}, {"sequence_id": 2, "allowed": one}]
+    fields = {"decode_sequence_ids": [2], "items": items}
+    past = session.request(step_number=3, masks=masks, **fields)
+    refused_past(limited, "Step", past, "max_mask_rows", 5)
+    assert session.step(masks=masks[:1], **fields).bucket_row_count == 5
 
 
 def test_max_sequences(limited: Any) -> None:
@@ -240,8 +256,6 @@ def test_request_ids_and_names(limited: Any) -> None:
 
 
 LATER_IN_A_STEP: dict[str, dict[str, Any]] = {
-    "defer_sampling": {"defer_sampling": True},
-    "masks": {"masks": [{"sequence_id": 1}]},
     "new_sequences[0].adapter_id": {"new_sequences": [{**new(1)[0], "adapter_id": "a"}]},
     "new_sequences[0].state_slot_id": {"new_sequences": [{**new(1)[0], "state_slot_id": 1}]},
     "new_sequences[0].input_embeddings": {"new_sequences": [{**new(1)[0], "input_embeddings": {}}]},

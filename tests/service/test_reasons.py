@@ -15,9 +15,7 @@ from mlxrt_client.v1 import error_pb2, execution_pb2, model_pb2, session_pb2, st
 from mlxrt.errors import Reason
 from mlxrt.testing import FakeEngine
 
-NOT_PROVOKED = {
-    Reason.MASK_EMPTY: "masks come later; sending one is FEATURE_UNSUPPORTED",
-}
+NOT_PROVOKED: dict[Reason, str] = {}
 PROMPT = [5, 9, 2, 77, 1023]
 Launch = Callable[..., Any]
 Provoke = Callable[[Launch], int]
@@ -60,7 +58,9 @@ def refused_table(launch: Launch, blocks: Callable[[Any], list[int]], **item: An
 PROVOKED |= {
     Reason.MALFORMED_REQUEST: lambda launch: launch().refused("Step", b"\xff").reason.number,
     Reason.FIELD_INVALID: lambda launch: refused_step(launch, step_number=0),
-    Reason.FEATURE_UNSUPPORTED: lambda launch: refused_step(launch, defer_sampling=True),
+    Reason.FEATURE_UNSUPPORTED: lambda launch: refused_step(
+        launch, items=[{"sequence_id": 1, "return_hidden_state": True}]
+    ),
     Reason.LIMIT_EXCEEDED: lambda launch: refused_step(launch, decode_sequence_ids=range(257)),
     Reason.SEQUENCE_UNKNOWN: lambda launch: refused_step(launch, decode_sequence_ids=[1]),
     Reason.SEQUENCE_EXISTS: lambda launch: refused_step(
@@ -195,18 +195,29 @@ def predecessor_failed(launch: Launch) -> int:
 
 @provokes(Reason.POSITION_UNKNOWN)
 def position_unknown(launch: Launch) -> int:
-    server = slow(launch)
+    server = launch()
     session = server.open()
     session.start(1, PROMPT)
     item = {"sequence_id": 1, "row_count": 1, "last_sampled": {}, "sample": True}
-    drafting = session.request(items=[{**item, "draft_token_ids": [1]}])
-    run = server.channel.unary_unary("/mlxrt.v1.ExecutionService/Step")
-    call = run.future(drafting.SerializeToString(), timeout=10)
+    # Deferred, so that the step stays in flight.
+    drafting = session.request(items=[{**item, "draft_token_ids": [1]}], defer_sampling=True)
+    stream = server.stream()
+    stream.send(drafting)
     session.wait_for_inflight()
     refusal = server.refused("Step", session.request(decode_sequence_ids=[1]))
     assert refusal.fields == ("decode_sequence_ids[0]",)
-    call.result()
     return refusal.reason.number
+
+
+@provokes(Reason.MASK_EMPTY)
+def mask_empty(launch: Launch) -> int:
+    session = launch().open()
+    session.start(1, PROMPT)
+    nothing = {"data_type": "DATA_TYPE_INT32", "shape": [1, 128], "data": bytes(512)}
+    masks = [{"sequence_id": 1, "allowed": nothing}]
+    reply = session.step(decode_sequence_ids=[1], masks=masks)
+    assert list(reply.token_ids) == [4294967295]
+    return reply.results[0].error.reason
 
 
 @provokes(Reason.NON_FINITE_LOGITS)

@@ -142,10 +142,9 @@ def test_in_band_errors_name_fields_from_the_messages_root(server: Any) -> None:
     error = stream.receive().error
     assert error.reason == error_pb2.ERROR_REASON_FIELD_INVALID
     assert error.field_violations[0].field == "message"
-    stream.send(execution_pb2.ExecuteRequest(sampling={}))
-    error = stream.receive().error
-    assert error.reason == error_pb2.ERROR_REASON_FEATURE_UNSUPPORTED
-    assert error.metadata["field"] == "sampling"
+    stream.send(execution_pb2.ExecuteRequest(sampling={"step_number": 7}))
+    refusal = stream.receive().sampling_refusal
+    assert (refusal.step_number, refusal.error.field_violations[0].field) == (7, "sampling.session")
 
 
 def test_a_newer_stream_replaces_the_older(launch: Callable[..., Any]) -> None:

@@ -11,6 +11,7 @@ from mlxrt_client.v1 import (
     AppendBlocks,
     BlockCount,
     BlockTable,
+    DataType,
     DecodeRequest,
     ExplicitTokens,
     FreeBlocksRequest,
@@ -28,6 +29,8 @@ from mlxrt_client.v1 import (
     SequenceBlocks,
     SessionRef,
     StepItem,
+    Tensor,
+    TokenMask,
 )
 
 Tables = Mapping[int, Sequence[int]]
@@ -129,6 +132,45 @@ def explicit_item(
         sample=sample,
     )
     return _change_tables(item, append, None)
+
+
+def packed_tokens(vocabulary_size: int, token_ids: Iterable[int]) -> bytes:
+    """Returns one row of a mask that allows these tokens and no other.
+
+    Raises:
+        ValueError: a token is not of the vocabulary.
+    """
+    row = bytearray(4 * _mask_words(vocabulary_size))
+    for token_id in token_ids:
+        if not 0 <= token_id < vocabulary_size:
+            raise ValueError(f"token {token_id} is not below {vocabulary_size}")
+        row[token_id >> 3] |= 1 << (token_id & 7)
+    return bytes(row)
+
+
+def token_mask(sequence_id: int, vocabulary_size: int, rows: Sequence[bytes]) -> TokenMask:
+    """Returns the mask of a sequence: a row for the last row of its item, and one for each of its
+    drafts.
+
+    Args:
+        sequence_id: of the step.
+        vocabulary_size: of the model.
+        rows: each one bit for each token, in little-endian words of 32 bits, least significant
+            first: what `packed_tokens` gives, or a row of xgrammar's bitmask as bytes.
+
+    Raises:
+        ValueError: a row has another length.
+    """
+    words = _mask_words(vocabulary_size)
+    if any(len(row) != 4 * words for row in rows):
+        raise ValueError(f"a row has {4 * words} bytes")
+    data = b"".join(rows)
+    allowed = Tensor(data_type=DataType.DATA_TYPE_INT32, shape=[len(rows), words], data=data)
+    return TokenMask(sequence_id=sequence_id, allowed=allowed)
+
+
+def _mask_words(vocabulary_size: int) -> int:
+    return -(-vocabulary_size // 32)
 
 
 def preempt_item(sequence_id: int) -> StepItem:

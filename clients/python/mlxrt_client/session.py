@@ -20,13 +20,16 @@ from mlxrt_client.retry import CLOSE_PATIENCE_S, RetryPolicy
 from mlxrt_client.stream import ExecuteStream
 from mlxrt_client.v1 import (
     CloseSessionRequest,
+    DeferredSampling,
     GetSessionResponse,
     PrefillChunk,
     PrefillRequest,
     RenewSessionRequest,
+    SampleStepRequest,
     SessionRef,
     StepRequest,
     StepResponse,
+    TokenMask,
 )
 from mlxrt_client.window import Numbered, StepWindow, expected_number
 
@@ -145,6 +148,25 @@ class Session:
                 raise
             self._window.next_number = numbered.step_number + 1
         answer: StepResponse = response if isinstance(response, StepResponse) else response.step
+        if answer.HasField("error"):
+            raise error_from_message(answer.error, accepted=True)
+        return answer
+
+    def sample(self, step_number: int, masks: Sequence[TokenMask]) -> StepResponse:
+        """Gives a step that deferred its sampling its masks, and returns the step's response.
+
+        For steps of `step`, which waits meanwhile: call it from another thread. A stream has a
+        `sample` of its own.
+
+        Raises:
+            StepDiscardedError: the step did not commit.
+            MlxrtError: the masks were refused, of the subclass that fits; the step waits on.
+        """
+        deferred = DeferredSampling(session=self.ref, step_number=step_number, masks=masks)
+        request = SampleStepRequest(sampling=deferred)
+        method = self._client.execution.SampleStep
+        response = self._client.call(method, request, retry=self._step_retry)
+        answer: StepResponse = response.step
         if answer.HasField("error"):
             raise error_from_message(answer.error, accepted=True)
         return answer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self
@@ -13,7 +14,7 @@ import grpc
 
 from mlxrt_client.errors import FATAL, MlxrtError, TransportError, error_from_rpc
 from mlxrt_client.retry import Retry, RetryPolicy
-from mlxrt_client.v1 import ExecuteResponse, StepRequest, StepResponse
+from mlxrt_client.v1 import ExecuteResponse, StepRequest, StepResponse, TokenMask
 from mlxrt_client.window import EXECUTE, StepWindow
 
 
@@ -72,6 +73,28 @@ class ExecuteStream:
             else:
                 self._changed.notify_all()
         return future
+
+    def sample(self, step: Future[StepResponse], masks: Sequence[TokenMask]) -> Future[None]:
+        """Sends the masks of a step that was submitted with `defer_sampling`; it then samples.
+
+        The future ends when the step's own does, with the same error if it has one. Where the
+        server refuses the masks it ends with the refusal at once: the step waits on, for others.
+
+        Args:
+            step: what `submit` returned.
+            masks: for the sequences that are constrained; may be empty.
+
+        Raises:
+            ValueError: the step is answered or not this stream's, or has masks.
+        """
+        sampled: Future[None] = Future()
+        sampled.set_running_or_notify_cancel()
+        with self._changed:
+            data = self._window.sample(step, masks, sampled)
+            # Without a connection the next one sends it, behind its step.
+            if self._outbox is not None:
+                self._outbox.put(data)
+        return sampled
 
     @property
     def closed(self) -> bool:
@@ -143,8 +166,8 @@ class ExecuteStream:
                 if self.closed:
                     return None
             outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-            for sent in repeats:
-                outbox.put(sent.data)
+            for data in (data for sent in repeats for data in sent.messages()):
+                outbox.put(data)
             if self._closing:
                 outbox.put(None)
             self._outbox = outbox

@@ -6,18 +6,21 @@ Pure bookkeeping, shared by the sync and the asyncio stream: no I/O, no locks, n
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from mlxrt_client.errors import MlxrtError, StepNumberError, error_from_message
 from mlxrt_client.v1 import (
     DecodeRequest,
+    DeferredSampling,
     ExecuteRequest,
     ExecuteResponse,
     PrefillRequest,
     SessionRef,
     StepRequest,
     StepResponse,
+    TokenMask,
 )
 
 EXECUTE = "/mlxrt.v1.ExecutionService/Execute"
@@ -46,12 +49,26 @@ class SentStep:
     Attributes:
         data: the ExecuteRequest's bytes, the same for every repeat.
         doomed: a step before it was refused, so its number was never due: it will be refused too.
+        sampling: the ExecuteRequest's bytes with its masks, sent after it; None without any.
+        sampled: ends with the step, or with the refusal of the masks.
     """
 
     number: int
     data: bytes
     future: Future
     doomed: bool = False
+    sampling: bytes | None = None
+    sampled: Future | None = None
+
+    def messages(self) -> list[bytes]:
+        """Returns what to send for it."""
+        return [self.data] if self.sampling is None else [self.data, self.sampling]
+
+    def end(self, error: MlxrtError) -> None:
+        """Ends it with `error`."""
+        end(self.future, error)
+        if self.sampled is not None:
+            end(self.sampled, error)
 
 
 class StepWindow:
@@ -93,13 +110,34 @@ class StepWindow:
         self.next_number += 1
         return sent
 
+    def sample(self, step: Future, masks: Sequence[TokenMask], sampled: Future) -> bytes:
+        """Remembers the masks of a step that defers its sampling; returns the bytes to send.
+
+        Raises:
+            ValueError: the step of this future has its answer, or is another stream's, or its masks
+                were sent.
+        """
+        sent = next((sent for sent in self._sent if sent.future is step), None)
+        if sent is None:
+            raise ValueError("this stream has no such step without an answer")
+        if sent.sampling is not None:
+            raise ValueError("the masks of this step were sent")
+        deferred = DeferredSampling(session=self._session, step_number=sent.number, masks=masks)
+        sent.sampling = ExecuteRequest(sampling=deferred).SerializeToString()
+        sent.sampled = sampled
+        return sent.sampling
+
     def answer(self, response: ExecuteResponse) -> None:
-        """Ends the oldest step with `response`.
+        """Ends the oldest step with `response`, or masks that were refused.
 
         Raises:
             RuntimeError: no step is unanswered, or the answer is another step's: a defect of the
             server.
         """
+        if response.WhichOneof("message") == "sampling_refusal":
+            refusal = response.sampling_refusal
+            self._refuse_masks(refusal.step_number, error_from_message(refusal.error))
+            return
         if not self._sent:
             raise RuntimeError("an answer came without a step")
         if response.WhichOneof("message") == "error":
@@ -114,9 +152,20 @@ class StepWindow:
             raise RuntimeError(f"step {response.step_number} answered in place of {sent.number}")
         self._sent.popleft()
         if response.HasField("error"):
-            end(sent.future, error_from_message(response.error, accepted=True))
-        elif not sent.future.done():
+            sent.end(error_from_message(response.error, accepted=True))
+            return
+        if not sent.future.done():
             sent.future.set_result(response)
+        if sent.sampled is not None and not sent.sampled.done():
+            sent.sampled.set_result(None)
+
+    def _refuse_masks(self, number: int, error: MlxrtError) -> None:
+        """Ends masks with `error`; their step waits on, and other masks may be sent."""
+        for sent in self._sent:
+            if sent.number == number and sent.sampled is not None:
+                end(sent.sampled, error)
+                sent.sampling = sent.sampled = None
+                return
 
     def refuse(self, error: MlxrtError) -> None:
         """Ends the oldest step, which was not accepted, with `error`."""
@@ -125,13 +174,13 @@ class StepWindow:
             self.next_number = expected_number(error, sent.number)
             for later in self._sent:
                 later.doomed = True
-        end(sent.future, error)
+        sent.end(error)
 
     def to_repeat(self) -> list[SentStep]:
         """Returns the steps to send on a new connection; doomed ones end here instead."""
         for sent in [sent for sent in self._sent if sent.doomed]:
             self._sent.remove(sent)
-            end(sent.future, StepNumberError("STEP_GAP", 9, "a step before this one was refused"))
+            sent.end(StepNumberError("STEP_GAP", 9, "a step before this one was refused"))
         return list(self._sent)
 
     def fail(self, error: MlxrtError) -> None:
@@ -141,7 +190,7 @@ class StepWindow:
         """
         self.uncertain = self.uncertain or bool(self._sent)
         while self._sent:
-            end(self._sent.popleft().future, error)
+            self._sent.popleft().end(error)
 
 
 def expected_number(error: MlxrtError, refused_number: int) -> int:

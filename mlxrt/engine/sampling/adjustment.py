@@ -1,4 +1,4 @@
-"""Rules 1 and 2: logit bias and penalties."""
+"""Rules 1 and 2, logit bias and penalties, and the mask after them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,38 @@ import mlx.core as mx
 import numpy as np
 
 from mlxrt.engine.sampling.batch import SamplingBatch
-from mlxrt.engine.sampling.rules import Penalties
+from mlxrt.engine.sampling.rules import Masks, Penalties
 
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 def adjust(logits: mx.array, batch: SamplingBatch, pending_tokens: mx.array | None) -> mx.array:
-    """Applies rules 1 and 2 to [S, V] logits.
+    """Applies rules 1 and 2 and the masks to [S, V] logits.
 
-    They are returned as they are where no row needs either rule, else in float32. A sum or product
+    They keep their dtype where no row needs either rule, else they become float32. A sum or product
     past float32's range becomes the largest finite value of its sign, so that later rules see no
     infinity.
 
     Raises:
         ValueError: pending tokens named but not given.
     """
-    if batch.biases is None and batch.penalties is None:
-        return logits
+    if batch.biases is not None or batch.penalties is not None:
+        logits = _apply_rules(logits, batch, pending_tokens)
+    return logits if batch.masks is None else _forbid(logits, batch.masks)
+
+
+def _forbid(logits: mx.array, masks: Masks) -> mx.array:
+    """Makes the logits of tokens that are not allowed minus infinity."""
+    bits = mx.right_shift(masks.words[:, :, None], mx.arange(32, dtype=mx.uint32))
+    allowed = (bits & mx.array(1, mx.uint32)).reshape(bits.shape[0], -1)[:, : logits.shape[-1]]
+    forbidden = mx.array(-mx.inf, logits.dtype)
+    masked = mx.where(allowed.astype(mx.bool_), logits[masks.rows], forbidden)
+    return mx.put_along_axis(logits, masks.rows[:, None], masked, axis=0)
+
+
+def _apply_rules(
+    logits: mx.array, batch: SamplingBatch, pending_tokens: mx.array | None
+) -> mx.array:
     adjusted = logits.astype(mx.float32)
     if batch.biases is not None:
         biases = batch.biases

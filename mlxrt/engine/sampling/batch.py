@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxrt.core.sampling import Sampling
-from mlxrt.engine.sampling.rules import Biases, Draws, LogprobGroup, Penalties, Truncation
+from mlxrt.engine.sampling.rules import Biases, Draws, LogprobGroup, Masks, Penalties, Truncation
 from mlxrt.engine.sampling.uniform import uniform
 
 # Where every top-k of a group is at most this, a selection of that many logits replaces the sort of
@@ -20,6 +20,7 @@ SHORT_DEPTH = 1024
 # Smallest normal float32: a smaller temperature is flushed to zero on some devices.
 _TEMPERATURE_MIN = float(np.finfo(np.float32).tiny)
 
+_WORD_BITS = 32
 _NO_TOKENS: npt.NDArray[np.int32] = np.zeros(0, np.int32)
 
 
@@ -37,6 +38,8 @@ class SamplingRow:
             repeats included; read where `sampling.penalised`.
         pending: for each generated token that is still on the device, its index in `pending_tokens`
             of `sample`; read where `sampling.penalised`.
+        allowed: [ceil(V / 32)] uint32, one bit for each token that may be sampled, least
+            significant first; None for all.
     """
 
     sampling: Sampling
@@ -49,6 +52,7 @@ class SamplingRow:
         default_factory=lambda: _NO_TOKENS
     )
     pending: Sequence[int] = ()
+    allowed: npt.NDArray[np.uint32] | None = None
 
 
 def is_plain_greedy(sampling: Sampling) -> bool:
@@ -76,6 +80,8 @@ class SamplingBatch:
         raw_logprobs: rows that ask for logprobs of the model's logits.
         greedy_logprobs: greedy rows that ask for processed logprobs.
         drawn_logprobs: drawn rows that ask for processed logprobs.
+        masks: rows of which not all tokens are allowed.
+        barred: rows whose mask allows no token; they are sampled as without it and fail.
     """
 
     count: int
@@ -86,6 +92,8 @@ class SamplingBatch:
     raw_logprobs: LogprobGroup | None = None
     greedy_logprobs: LogprobGroup | None = None
     drawn_logprobs: LogprobGroup | None = None
+    masks: Masks | None = None
+    barred: tuple[int, ...] = ()
 
     @classmethod
     def greedy(cls, count: int) -> SamplingBatch:
@@ -104,6 +112,7 @@ class SamplingBatch:
             return cls.greedy(len(rows))
         drawn = [(i, row) for i, row in asking if row.sampling.temperature > 0.0]
         groups = _logprob_groups(asking, drawn, len(rows), vocabulary_size)
+        masks, barred = _masks(asking, vocabulary_size)
         return cls(
             count=len(rows),
             biases=_biases(asking),
@@ -113,6 +122,8 @@ class SamplingBatch:
             raw_logprobs=groups[0],
             greedy_logprobs=groups[1],
             drawn_logprobs=groups[2],
+            masks=masks,
+            barred=barred,
         )
 
 
@@ -133,6 +144,22 @@ def _biases(asking: _Indexed) -> Biases | None:
         return None
     rows, tokens, amounts = zip(*entries, strict=True)
     return Biases(_indices(rows), _indices(tokens), mx.array(np.asarray(amounts, np.float32)))
+
+
+def _masks(asking: _Indexed, vocabulary_size: int) -> tuple[Masks | None, tuple[int, ...]]:
+    masked = [(i, row.allowed) for i, row in asking if row.allowed is not None]
+    if not masked:
+        return None, ()
+    rows = np.array([i for i, _ in masked], np.int32)
+    words = np.stack([allowed for _, allowed in masked])
+    if vocabulary_size % _WORD_BITS:
+        # Bits past the vocabulary mean nothing.
+        words[:, -1] &= np.uint32((1 << vocabulary_size % _WORD_BITS) - 1)
+    some = words.any(axis=1)
+    barred = tuple(rows[~some].tolist())
+    if len(barred) == len(rows):
+        return None, barred
+    return Masks(mx.array(rows[some]), mx.array(words[some])), barred
 
 
 def _pairs(

@@ -42,6 +42,19 @@ class Penalties:
 
 
 @dataclass(frozen=True, slots=True)
+class Masks:
+    """Tokens allowed, for M rows.
+
+    Attributes:
+        rows: [M] int32, of the batch.
+        words: [M, ceil(V / 32)] uint32, one bit for each token, least significant first.
+    """
+
+    rows: mx.array
+    words: mx.array
+
+
+@dataclass(frozen=True, slots=True)
 class Truncation:
     """Rules 5 and 6 for G of the drawn rows.
 

@@ -38,7 +38,8 @@ def sample(
     adjusted = adjust(logits, batch, pending_tokens)
     drawn = None if batch.draws is None else draw(adjusted, batch.draws)
     tokens = _tokens(adjusted, drawn, batch)
-    return Sampled(batch.count, tokens, finite, _logprobs(logits, adjusted, drawn, tokens, batch))
+    described = _logprobs(logits, adjusted, drawn, tokens, batch)
+    return Sampled(batch.count, tokens, finite, described, batch.barred)
 
 
 def _tokens(adjusted: mx.array, drawn: Drawn | None, batch: SamplingBatch) -> mx.array:

@@ -67,12 +67,14 @@ class Sampled:
         tokens: [S] int32, each below the vocabulary size, in a row of non-finite logits too.
         finite: [S] bool, whether all raw logits of the row are finite.
         logprobs: one per group of rows that asked.
+        barred: rows whose mask allows no token.
     """
 
     count: int
     tokens: mx.array
     finite: mx.array
     logprobs: tuple[LogprobArrays, ...] = ()
+    barred: tuple[int, ...] = ()
 
     def arrays(self) -> list[mx.array]:
         """Returns every array that `read` needs, for one `async_eval`."""
@@ -84,8 +86,8 @@ class Sampled:
     def read(self, sampled: NDArray[np.int32]) -> tuple[list[int], dict[int, SampledRow]]:
         """Returns the tokens, and by row what is more than a token: logprobs, or a failure.
 
-        The failure is NON_FINITE_LOGITS; the token of such a row has no meaning. Waits for the
-        device if the arrays are not evaluated yet.
+        The failure is MASK_EMPTY or NON_FINITE_LOGITS; the token of such a row has no meaning.
+        Waits for the device if the arrays are not evaluated yet.
 
         Args:
             sampled: [S], the content of `tokens`. That array itself is left to whoever builds the
@@ -95,11 +97,18 @@ class Sampled:
         details: dict[int, SampledRow] = {}
         for group in self.logprobs:
             group.read_into(tokens, details)
+        for row in self.barred:
+            details[row] = SampledRow(failure=mask_empty())
         finite = np.array(self.finite)[: self.count]
         if not finite.all():
             for row in np.flatnonzero(~finite).tolist():
                 details[row] = SampledRow(failure=_non_finite())
         return tokens, details
+
+
+def mask_empty() -> MlxrtError:
+    """The failure of a row whose mask allows no token."""
+    return MlxrtError(Reason.MASK_EMPTY, "the mask of this sequence allows no token")
 
 
 def _non_finite() -> MlxrtError:

@@ -15,11 +15,11 @@ from mlxrt.engine.base import EngineDescription
 from mlxrt.errors import MlxrtError, Reason
 from mlxrt.server.dispatch import Dispatcher
 from mlxrt.server.errors import encode_error
-from mlxrt.server.execute_stream import StreamRegistry
+from mlxrt.server.execute_stream import StreamRegistry, sampling_refusal
 from mlxrt.server.execution_service import ExecutionService
 from mlxrt.server.handler import serialize
 from mlxrt.server.lifecycle import Lifecycle, ServerState, draining
-from mlxrt.server.pipeline import Pending, StepPipeline
+from mlxrt.server.pipeline import Pending, SamplingRefusedError, StepPipeline
 from mlxrt.server.reaper import Reaper
 from mlxrt.server.runtime import Runtime, limits_in_force
 from mlxrt.server.session_service import SessionService
@@ -168,8 +168,8 @@ class SimulatedServer:
         for stream in list(self._streams.values()):
             stream.close(draining())
 
-    def begin_execute(self, data: bytes, stream: ServerStream) -> Pending:
-        """One message of a stream."""
+    def begin_execute(self, data: bytes, stream: ServerStream) -> Pending | None:
+        """One message of a stream; None where it has no answer of its own."""
         self._serving()
         return self.runtime.pipeline.begin_execute(
             data, stream.may_carry, lambda session_id: self._claim(session_id, stream)
@@ -228,10 +228,16 @@ class ServerStream:
         """One message of the client."""
         if self._closed or not self._server.alive:
             return
+        answer: Pending | bytes | None
         try:
-            answer: Pending | bytes = self._server.begin_execute(data, self)
+            answer = self._server.begin_execute(data, self)
+        except SamplingRefusedError as refused:
+            self._answer(sampling_refusal(refused))
+            return
         except MlxrtError as refusal:
             answer = serialize(execution_pb2.ExecuteResponse(error=encode_error(refusal)))
+        if answer is None:
+            return
         self._answers.append(answer)
         if isinstance(answer, bytes):
             self._write()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,7 +12,7 @@ import grpc
 
 from mlxrt_client.errors import FATAL, MlxrtError, TransportError, error_from_rpc
 from mlxrt_client.retry import Retry, RetryPolicy
-from mlxrt_client.v1 import ExecuteResponse, StepRequest, StepResponse
+from mlxrt_client.v1 import ExecuteResponse, StepRequest, StepResponse, TokenMask
 from mlxrt_client.window import EXECUTE, StepWindow
 
 Outbox = asyncio.Queue[bytes | None]
@@ -73,6 +73,30 @@ class ExecuteStream:
         else:
             self._changed.set()
         return future
+
+    def sample(
+        self, step: asyncio.Future[StepResponse], masks: Sequence[TokenMask]
+    ) -> asyncio.Future[None]:
+        """Sends the masks of a step that was submitted with `defer_sampling`; it then samples.
+
+        The future ends when the step's own does, with the same error if it has one. Where the
+        server refuses the masks it ends with the refusal at once: the step waits on, for others.
+
+        Args:
+            step: what `submit` returned.
+            masks: for the sequences that are constrained; may be empty.
+
+        Raises:
+            ValueError: the step is answered or not this stream's, or has masks.
+        """
+        sampled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # Whoever does not look hears of a failure from the step.
+        sampled.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        data = self._window.sample(step, masks, sampled)
+        # Without a connection the next one sends it, behind its step.
+        if self._outbox is not None:
+            self._outbox.put_nowait(data)
+        return sampled
 
     @property
     def closed(self) -> bool:
@@ -140,8 +164,8 @@ class ExecuteStream:
                 return None
             await self._change()
         outbox: Outbox = asyncio.Queue()
-        for sent in repeats:
-            outbox.put_nowait(sent.data)
+        for data in (data for sent in repeats for data in sent.messages()):
+            outbox.put_nowait(data)
         if self._closing:
             outbox.put_nowait(None)
         self._outbox = outbox

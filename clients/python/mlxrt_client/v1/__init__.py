@@ -29,6 +29,9 @@ from .execution_pb2 import (
     PrefillChunk,
     PrefillRequest,
     PrefillResponse,
+    SampleStepRequest,
+    SampleStepResponse,
+    SamplingRefusal,
     SequenceBlocks,
 )
 from .execution_service_pb2_grpc import (
@@ -160,7 +163,10 @@ __all__ = [
     "ReplaceTables",
     "ResumeSessionRequest",
     "ResumeSessionResponse",
+    "SampleStepRequest",
+    "SampleStepResponse",
     "SamplingParams",
+    "SamplingRefusal",
     "SequenceBlocks",
     "SequenceResult",
     "SequenceState",

@@ -113,12 +113,34 @@ class ExecuteRequest(_message.Message):
     def __init__(self, step: _Optional[_Union[_step_pb2.StepRequest, _Mapping]] = ..., sampling: _Optional[_Union[_step_pb2.DeferredSampling, _Mapping]] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
 
 class ExecuteResponse(_message.Message):
-    __slots__ = ("step", "error")
+    __slots__ = ("step", "error", "sampling_refusal")
     STEP_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_REFUSAL_FIELD_NUMBER: _ClassVar[int]
     step: _step_pb2.StepResponse
     error: _error_pb2.Error
-    def __init__(self, step: _Optional[_Union[_step_pb2.StepResponse, _Mapping]] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ...) -> None: ...
+    sampling_refusal: SamplingRefusal
+    def __init__(self, step: _Optional[_Union[_step_pb2.StepResponse, _Mapping]] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ..., sampling_refusal: _Optional[_Union[SamplingRefusal, _Mapping]] = ...) -> None: ...
+
+class SamplingRefusal(_message.Message):
+    __slots__ = ("step_number", "error")
+    STEP_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    step_number: int
+    error: _error_pb2.Error
+    def __init__(self, step_number: _Optional[int] = ..., error: _Optional[_Union[_error_pb2.Error, _Mapping]] = ...) -> None: ...
+
+class SampleStepRequest(_message.Message):
+    __slots__ = ("sampling",)
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    sampling: _step_pb2.DeferredSampling
+    def __init__(self, sampling: _Optional[_Union[_step_pb2.DeferredSampling, _Mapping]] = ...) -> None: ...
+
+class SampleStepResponse(_message.Message):
+    __slots__ = ("step",)
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    step: _step_pb2.StepResponse
+    def __init__(self, step: _Optional[_Union[_step_pb2.StepResponse, _Mapping]] = ...) -> None: ...
 
 class FreeSequencesRequest(_message.Message):
     __slots__ = ("session", "request_id", "sequence_ids", "free_blocks")

@@ -26,7 +26,7 @@ from . import execution_pb2 as mlxrt_dot_v1_dot_execution__pb2
 from . import step_pb2 as mlxrt_dot_v1_dot_step__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n mlxrt/v1/execution_service.proto\x12\x08mlxrt.v1\x1a\x18mlxrt/v1/execution.proto\x1a\x13mlxrt/v1/step.proto2\x9c\x05\n\x10\x45xecutionService\x12S\n\x0e\x41llocateBlocks\x12\x1f.mlxrt.v1.AllocateBlocksRequest\x1a .mlxrt.v1.AllocateBlocksResponse\x12G\n\nFreeBlocks\x12\x1b.mlxrt.v1.FreeBlocksRequest\x1a\x1c.mlxrt.v1.FreeBlocksResponse\x12>\n\x07Prefill\x12\x18.mlxrt.v1.PrefillRequest\x1a\x19.mlxrt.v1.PrefillResponse\x12;\n\x06\x44\x65\x63ode\x12\x17.mlxrt.v1.DecodeRequest\x1a\x18.mlxrt.v1.DecodeResponse\x12\x35\n\x04Step\x12\x15.mlxrt.v1.StepRequest\x1a\x16.mlxrt.v1.StepResponse\x12\x42\n\x07\x45xecute\x12\x18.mlxrt.v1.ExecuteRequest\x1a\x19.mlxrt.v1.ExecuteResponse(\x01\x30\x01\x12P\n\rFreeSequences\x12\x1e.mlxrt.v1.FreeSequencesRequest\x1a\x1f.mlxrt.v1.FreeSequencesResponse\x12O\n\x0c\x45xportBlocks\x12\x1d.mlxrt.v1.ExportBlocksRequest\x1a\x1e.mlxrt.v1.ExportBlocksResponse0\x01\x12O\n\x0cImportBlocks\x12\x1d.mlxrt.v1.ImportBlocksRequest\x1a\x1e.mlxrt.v1.ImportBlocksResponse(\x01\x42,\n\x0c\x64\x65v.mlxrt.v1P\x01Z\x1amlxrt.dev/mlxrt/v1;mlxrtv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n mlxrt/v1/execution_service.proto\x12\x08mlxrt.v1\x1a\x18mlxrt/v1/execution.proto\x1a\x13mlxrt/v1/step.proto2\xe5\x05\n\x10\x45xecutionService\x12S\n\x0e\x41llocateBlocks\x12\x1f.mlxrt.v1.AllocateBlocksRequest\x1a .mlxrt.v1.AllocateBlocksResponse\x12G\n\nFreeBlocks\x12\x1b.mlxrt.v1.FreeBlocksRequest\x1a\x1c.mlxrt.v1.FreeBlocksResponse\x12>\n\x07Prefill\x12\x18.mlxrt.v1.PrefillRequest\x1a\x19.mlxrt.v1.PrefillResponse\x12;\n\x06\x44\x65\x63ode\x12\x17.mlxrt.v1.DecodeRequest\x1a\x18.mlxrt.v1.DecodeResponse\x12\x35\n\x04Step\x12\x15.mlxrt.v1.StepRequest\x1a\x16.mlxrt.v1.StepResponse\x12\x42\n\x07\x45xecute\x12\x18.mlxrt.v1.ExecuteRequest\x1a\x19.mlxrt.v1.ExecuteResponse(\x01\x30\x01\x12G\n\nSampleStep\x12\x1b.mlxrt.v1.SampleStepRequest\x1a\x1c.mlxrt.v1.SampleStepResponse\x12P\n\rFreeSequences\x12\x1e.mlxrt.v1.FreeSequencesRequest\x1a\x1f.mlxrt.v1.FreeSequencesResponse\x12O\n\x0c\x45xportBlocks\x12\x1d.mlxrt.v1.ExportBlocksRequest\x1a\x1e.mlxrt.v1.ExportBlocksResponse0\x01\x12O\n\x0cImportBlocks\x12\x1d.mlxrt.v1.ImportBlocksRequest\x1a\x1e.mlxrt.v1.ImportBlocksResponse(\x01\x42,\n\x0c\x64\x65v.mlxrt.v1P\x01Z\x1amlxrt.dev/mlxrt/v1;mlxrtv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,5 +35,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\014dev.mlxrt.v1P\001Z\032mlxrt.dev/mlxrt/v1;mlxrtv1'
   _globals['_EXECUTIONSERVICE']._serialized_start=94
-  _globals['_EXECUTIONSERVICE']._serialized_end=762
+  _globals['_EXECUTIONSERVICE']._serialized_end=835
 # @@protoc_insertion_point(module_scope)

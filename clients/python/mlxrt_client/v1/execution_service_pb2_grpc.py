@@ -70,6 +70,11 @@ class ExecutionServiceStub(object):
                 request_serializer=mlxrt_dot_v1_dot_execution__pb2.ExecuteRequest.SerializeToString,
                 response_deserializer=mlxrt_dot_v1_dot_execution__pb2.ExecuteResponse.FromString,
                 _registered_method=True)
+        self.SampleStep = channel.unary_unary(
+                '/mlxrt.v1.ExecutionService/SampleStep',
+                request_serializer=mlxrt_dot_v1_dot_execution__pb2.SampleStepRequest.SerializeToString,
+                response_deserializer=mlxrt_dot_v1_dot_execution__pb2.SampleStepResponse.FromString,
+                _registered_method=True)
         self.FreeSequences = channel.unary_unary(
                 '/mlxrt.v1.ExecutionService/FreeSequences',
                 request_serializer=mlxrt_dot_v1_dot_execution__pb2.FreeSequencesRequest.SerializeToString,
@@ -159,6 +164,19 @@ class ExecutionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SampleStep(self, request, context):
+        """Gives a step that deferred its sampling its masks, and answers when the step has committed or was discarded, as Step does. Over
+        a stream ExecuteRequest.sampling does the same.
+
+        - INVALID_ARGUMENT, FIELD_INVALID: BadRequest names the mask at fault; the step waits on.
+        - FAILED_PRECONDITION, STEP_GAP: the step is not accepted. STEP_MISMATCH: it did not defer its sampling, or got other masks.
+        STEP_STALE: its reply is gone.
+        - RESOURCE_EXHAUSTED, LIMIT_EXCEEDED: more than max_mask_rows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def FreeSequences(self, request, context):
         """Releases sequences outside a step.
 
@@ -221,6 +239,11 @@ def add_ExecutionServiceServicer_to_server(servicer, server):
                     servicer.Execute,
                     request_deserializer=mlxrt_dot_v1_dot_execution__pb2.ExecuteRequest.FromString,
                     response_serializer=mlxrt_dot_v1_dot_execution__pb2.ExecuteResponse.SerializeToString,
+            ),
+            'SampleStep': grpc.unary_unary_rpc_method_handler(
+                    servicer.SampleStep,
+                    request_deserializer=mlxrt_dot_v1_dot_execution__pb2.SampleStepRequest.FromString,
+                    response_serializer=mlxrt_dot_v1_dot_execution__pb2.SampleStepResponse.SerializeToString,
             ),
             'FreeSequences': grpc.unary_unary_rpc_method_handler(
                     servicer.FreeSequences,
@@ -405,6 +428,33 @@ class ExecutionService(object):
             '/mlxrt.v1.ExecutionService/Execute',
             mlxrt_dot_v1_dot_execution__pb2.ExecuteRequest.SerializeToString,
             mlxrt_dot_v1_dot_execution__pb2.ExecuteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SampleStep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mlxrt.v1.ExecutionService/SampleStep',
+            mlxrt_dot_v1_dot_execution__pb2.SampleStepRequest.SerializeToString,
+            mlxrt_dot_v1_dot_execution__pb2.SampleStepResponse.FromString,
             options,
             channel_credentials,
             insecure,
