@@ -14,6 +14,12 @@ from mlxrt.models.errors import ModelError
 
 _FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _HEADER_BYTES_MAX = 100_000_000
+_LENGTHS = (
+    "max_position_embeddings", "n_positions", "max_context_length", "seq_length", "block_size",
+)  # fmt: skip
+_TOKEN_IDS = ("eos_token_id", "bos_token_id")
+TEXT_MODEL_TYPE = "text_config.model_type"
+"""Where a flat config has the text model's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +38,8 @@ class Checkpoint:
     """A model folder.
 
     Attributes:
-        config: config.json, with generation_config.json's begin and end tokens where it names some.
+        config: config.json, flat (`flat_config`), with generation_config.json's begin and end tokens
+            where it names some.
         tensors: by name, over all weight files.
         fingerprint: SHA-256, hexadecimal, over config.json and the names and sizes of the weight
             files.
@@ -49,6 +56,11 @@ class Checkpoint:
         return str(self.config.get("model_type", ""))
 
     @property
+    def text_model_type(self) -> str:
+        """The text model's name where the model is one in a wrapper; else empty."""
+        return str(self.config.get(TEXT_MODEL_TYPE, ""))
+
+    @property
     def end_token_ids(self) -> tuple[int, ...]:
         """Tokens that end a text, ascending."""
         return _token_ids(self.config.get("eos_token_id"))
@@ -61,8 +73,8 @@ class Checkpoint:
     @property
     def max_model_length(self) -> int | None:
         """Positions that the model was made for; None where it does not say."""
-        value = self.config.get("max_position_embeddings")
-        return None if value is None else int(value)
+        found = [self.config[name] for name in _LENGTHS if self.config.get(name)]
+        return int(found[0]) if found else None
 
     def weight_bytes(self, float_bytes: int | None) -> int:
         """Bytes of the weights in memory.
@@ -86,7 +98,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         ModelError: a file is missing or malformed.
     """
     config_bytes = _read_bytes(folder / "config.json")
-    config = _parse_object(config_bytes, folder / "config.json")
+    config = flat_config(_parse_object(config_bytes, folder / "config.json"))
     generation_path = folder / "generation_config.json"
     if generation_path.is_file():
         generation = _parse_object(_read_bytes(generation_path), generation_path)
@@ -102,6 +114,19 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         digest.update(f"\n{path.name} {path.stat().st_size}".encode())
         tensors.update(_read_header(path))
     return Checkpoint(folder, config, tensors, digest.hexdigest())
+
+
+def flat_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config whose text model's fields stand at the top, as those of a plain text model do.
+
+    Where both levels have a field, mlx-lm reads the text model's; names and special tokens are the
+    wrapper's.
+    """
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        return dict(config)
+    named = {name: config[name] for name in ("model_type", *_TOKEN_IDS) if name in config}
+    return {**config, **text, **named, TEXT_MODEL_TYPE: text.get("model_type", "")}
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:

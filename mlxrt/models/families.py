@@ -26,10 +26,17 @@ class Family:
         model_type: its name in config.json.
         attention: what its layers are, in words, for the table of families.
         module: mlx-lm's module, where it is not named for the model_type.
-        inner: the attribute of the model that is the model without its head.
+        text_module: the module that reads the config, where the model is a wrapper around a text
+            model; images are not served.
+        text_types: the text models that the wrapper may hold; empty for a plain model.
+        inner: the attribute of the model that is the model without its head, with dots on the way.
         windows: what the config gives each of so many layers, as positions that a row sees, itself
             included; 0 for all.
         activations: values of the config's activation field that mlx-lm's module computes.
+        rope_types: rope types, beyond those that every module serves, that this one turns into
+            fixed frequencies.
+        known_otherwise: fields that change numbers, are not read by the module, and say what other
+            fields say.
         required: fields for which mlx-lm would put a default of its own.
         dropped: fields that change numbers and that mlx-lm ignores although its module knows their
             names, or that it takes for granted; each with the values at which it changes none.
@@ -39,9 +46,13 @@ class Family:
     model_type: str
     attention: str = "full"
     module: str = ""
+    text_module: str = ""
+    text_types: tuple[str, ...] = ()
     inner: str = "model"
     windows: Windows = full_attention
     activations: tuple[Any, ...] = ("silu", "swish", None)
+    rope_types: tuple[str, ...] = ()
+    known_otherwise: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
     dropped: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     dropped_by_rule: Callable[[Checkpoint], list[str]] = lambda checkpoint: []
@@ -77,10 +88,11 @@ def family_of(checkpoint: Checkpoint) -> Family:
     """
     from mlxrt.models.registry import FAMILIES
 
-    family = FAMILIES.get(checkpoint.model_type)
-    if family is None:
+    text = checkpoint.text_model_type
+    name = checkpoint.model_type
+    family = FAMILIES.get(f"{name} ({text})") or FAMILIES.get(name)
+    if family is None or (text and text not in family.text_types):
         listed = ", ".join(sorted(FAMILIES))
-        raise ModelError(
-            f"model_type {checkpoint.model_type!r} is not served; listed families: {listed}"
-        )
+        around = f" around {text!r}" if text else ""
+        raise ModelError(f"model_type {name!r}{around} is not served; listed families: {listed}")
     return family

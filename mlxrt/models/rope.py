@@ -4,13 +4,14 @@ parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 # Types whose code in mlx-lm hands the offset on to mx.fast.rope untouched; `dynamic` does
 # arithmetic on it.
-_SERVED = frozenset({"default", "linear", "llama3", "yarn", "longrope", "su"})
+_YARN = ("yarn", "deepseek_yarn", "telechat3-yarn")
+_SERVED = frozenset({"default", "linear", "llama3", "longrope", "su", "mrope", *_YARN})
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +24,29 @@ class RopeFindings:
     unservable: list[str]
 
 
-def rope_findings(config: Mapping[str, Any]) -> RopeFindings:
-    """Looks at rope_scaling, or rope_parameters where that is absent."""
+def rope_findings(config: Mapping[str, Any], also_served: Sequence[str] = ()) -> RopeFindings:
+    """Looks at rope_scaling, or rope_parameters where that is absent; a config may have one for
+    each type of layer.
+
+    Args:
+        also_served: types that the family's module serves beside the common ones.
+    """
     name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     scaling = config.get(name) or {}
+    layered = {f"{name}.{key}": value for key, value in scaling.items() if isinstance(value, dict)}
+    found = RopeFindings([], [])
+    for place, each in (layered or {name: scaling}).items():
+        one = _findings_of(place, each, also_served)
+        found.dropped.extend(one.dropped)
+        found.unservable.extend(one.unservable)
+    return found
+
+
+def _findings_of(name: str, scaling: Mapping[str, Any], also_served: Sequence[str]) -> RopeFindings:
     # mlx-lm reads `type` first; newer checkpoints say `rope_type`.
     kind = scaling.get("type") or scaling.get("rope_type") or "default"
+    if kind in also_served:
+        return RopeFindings([], [])
     if kind not in _SERVED:
         return RopeFindings([], [f"{name}: rope type {kind}"])
     dropped = []
@@ -36,7 +54,7 @@ def rope_findings(config: Mapping[str, Any]) -> RopeFindings:
         dropped.append(f"{name}.partial_rotary_factor: {scaling['partial_rotary_factor']}")
     if kind in ("longrope", "su"):
         dropped.append(f"{name}.short_factor (mlx-lm always uses long_factor)")
-    if kind == "yarn":
+    if kind in _YARN:
         if "original_max_position_embeddings" not in scaling:
             dropped.append(f"{name}: yarn without original_max_position_embeddings")
         if scaling.get("attention_factor") is not None:

@@ -40,17 +40,21 @@ class RowSelector:
 
 
 def install_row_selector(model: Module, name: str = "model") -> RowSelector:
-    """Puts a selector in the place of the inner model, the attribute `name`; `Model.__call__` does
-    its own head on what it returns.
+    """Puts a selector in the place of the inner model, the attribute `name`, with dots on the way;
+    `Model.__call__` does its own head on what it returns.
 
     Raises:
         ModelError: the model has no inner model of that name.
     """
-    inner = getattr(model, name, None)
+    *path, last = name.split(".")
+    holder: Any = model
+    for part in path:
+        holder = getattr(holder, part, None)
+    inner = getattr(holder, last, None)
     if not isinstance(inner, Module):
         raise ModelError(
             f"{type(model).__module__}: the model has no inner model to select rows of"
         )
     selector = RowSelector(inner)
-    setattr(model, name, selector)
+    setattr(holder, last, selector)
     return selector

@@ -90,12 +90,14 @@ def check_semantics(checkpoint: Checkpoint, family: Family, *, accept_dropped: b
     if missing:
         raise ModelError(f"config.json of a {family.model_type} checkpoint lacks {missing}")
     known = fields_of(family)
-    rope = rope_findings(config)
-    if rope.unservable and "rope_scaling" in known:
+    rope = rope_findings(config, family.rope_types)
+    reads_rope = "rope_scaling" in known or "rope_parameters" in known
+    if rope.unservable and reads_rope:
         raise ModelError(f"{family.model_type} with {'; '.join(rope.unservable)} is not served")
-    _check_head_width(config, known)
+    if "head_dim" not in family.known_otherwise:
+        _check_head_width(config, known)
     dropped = _dropped_fields(config, family, known) + _dropped_rope(config, known)
-    if "rope_scaling" in known:
+    if reads_rope:
         dropped += rope.dropped
     dropped += family.dropped_by_rule(checkpoint)
     if dropped and not accept_dropped:
@@ -111,7 +113,8 @@ def fields_of(family: Family) -> frozenset[str]:
     from mlxrt.models.loading import import_mlx_lm_loader
 
     import_mlx_lm_loader()
-    module = importlib.import_module(f"mlx_lm.models.{family.module_name}")
+    name = family.text_module or family.module_name
+    module = importlib.import_module(f"mlx_lm.models.{name}")
     return frozenset(inspect.signature(module.ModelArgs).parameters)
 
 
@@ -123,6 +126,8 @@ def _dropped_fields(config: Config, family: Family, known: frozenset[str]) -> li
         neutral.pop("sliding_window", None)
     neutral |= {name: family.activations for name in _ACTIVATIONS if name not in known}
     neutral |= family.dropped
+    for name in family.known_otherwise:
+        neutral.pop(name, None)
     found = [
         f"{name}: {config[name]}"
         for name, values in neutral.items()

@@ -43,6 +43,19 @@ def by_period(config: Config, layer_count: int) -> Sequence[int]:
     return windows
 
 
+def by_sixes(config: Config, layer_count: int) -> Sequence[int]:
+    """As `by_period`; without any word on it, the last of each six layers is full."""
+    if config.get("sliding_window_pattern") is None and not config.get("layer_types"):
+        config = {**config, "sliding_window_pattern": 6}
+    return by_period(config, layer_count)
+
+
+def by_hybrid_pattern(config: Config, layer_count: int) -> Sequence[int]:
+    """`hybrid_layer_pattern` has a 1 for each layer with a window, `sliding_window_size`."""
+    width = int(config["sliding_window_size"])
+    return [width if windowed else 0 for windowed in config["hybrid_layer_pattern"]]
+
+
 def by_letters(config: Config, layer_count: int) -> Sequence[int]:
     """`sliding_window_pattern` has an L for each local layer and a G for each global one, and is
     repeated; all layers are full without it.

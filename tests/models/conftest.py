@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import queue
 import random
@@ -24,7 +25,8 @@ from mlxrt.engine.base import EngineDescription
 from mlxrt.engine.engine_config import EngineConfig
 from mlxrt.engine.mlx_engine import MlxEngine
 from mlxrt.errors import MlxrtError
-from mlxrt.models import FAMILIES
+from mlxrt.models import Checkpoint, family_of
+from mlxrt.models.checkpoint import flat_config
 from mlxrt.models.loading import import_mlx_lm_loader
 
 import_mlx_lm_loader()
@@ -87,9 +89,11 @@ def write_checkpoint(
     import importlib
 
     import_mlx_lm_loader()
-    module = importlib.import_module(f"mlx_lm.models.{FAMILIES[config['model_type']].module_name}")
+    family = family_of(Checkpoint(folder, flat_config(config), {}, ""))
+    module = importlib.import_module(f"mlx_lm.models.{family.module_name}")
     mx.random.seed(seed)
-    model: nn.Module = module.Model(module.ModelArgs.from_dict(config))
+    # A wrapper's arguments write into the text model's config.
+    model: nn.Module = module.Model(module.ModelArgs.from_dict(copy.deepcopy(config)))
     # Wider than mlx's default, so that greedy tokens don't fall into a short cycle.
     model.load_weights(
         [

@@ -19,7 +19,10 @@ from mlxrt.core.model import GroupKind
 from mlxrt.models import FAMILIES
 
 CONFIGS = json.loads((Path(__file__).parent / "families.json").read_text())
-WINDOWED = ["cohere2", "exaone4", "gemma3_text", "gpt_oss", "llama", "olmo3"]
+WINDOWED = [
+    "cohere2", "exaone4", "gemma3_text", "gemma4_text", "gpt_oss", "llama", "mimo_v2_flash",
+    "olmo3",
+]  # fmt: skip
 STEPS_MIN = 200
 TOLERANCE = {"gather": 0.0, "native": 1e-4}
 

@@ -1,5 +1,5 @@
-"""Greedy tokens of every listed family over gRPC, by the reference scheduler, are those of mlx-lm's
-dense run.
+"""Every listed family over gRPC, on both attention paths: the reference scheduler's greedy tokens
+are those of mlx-lm's dense run, and so are the logits that a step answers.
 """
 
 from __future__ import annotations
@@ -10,45 +10,101 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mlxrt_client import Client, Scheduler
+from mlxrt_client import Client, Scheduler, Session, messages
+from mlxrt_client.v1 import StepRequest
 
 from mlxrt.engine.engine_config import EngineConfig
 from mlxrt.engine.mlx_engine import MlxEngine
+from mlxrt.models.checkpoint import flat_config
 from mlxrt.testing.server_thread import ServerThread
 
 CONFIGS = json.loads((Path(__file__).parent / "families.json").read_text())
 NEW_TOKENS = 40
+BLOCK = 4
+TOLERANCE = {"gather": 0.0, "native": 1e-4}
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_greedy_tokens(name, tmp_path, checkpoint_writer, make_oracle):
-    folder = checkpoint_writer(tmp_path, CONFIGS[name])
-    config = EngineConfig(
-        model=str(folder), attention="gather", block_size=4, num_blocks=41, max_step_rows=64,
-        max_step_sequences=16, max_model_length=512, poison_pool=True,
-    )  # fmt: skip
-    engine = MlxEngine(config)
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory, checkpoint_writer):
+    """Returns the folder of a family's tiny checkpoint; made once."""
+    folder = tmp_path_factory.mktemp("families")
+
+    def get(name: str) -> Path:
+        if not (folder / name).is_dir():
+            checkpoint_writer(folder / name, CONFIGS[name])
+        return folder / name
+
+    return get
+
+
+def _logits(session: Session, texts: list[list[int]], groups: int) -> list[np.ndarray]:
+    """The logits after each text, all prefilled in one step."""
+    step = StepRequest()
+    for number, text in enumerate(texts, 1):
+        count = -(-len(text) // BLOCK)
+        tables = session.allocate_blocks(dict.fromkeys(range(groups), count))
+        item = messages.chunk_item(number, len(text), sample=True)
+        item.return_logits = True
+        step.new_sequences.append(messages.new_sequence(number, text, tables))
+        step.items.append(item)
+    results = session.step(step).results
+    session.free_sequences(range(1, len(texts) + 1), and_blocks=True)
+    return [np.frombuffer(result.logits.data, "<f4") for result in results]
+
+
+def _generate(session: Session, scheduler: Scheduler) -> list[tuple[list[int], list[int]]]:
+    """Prompts and the tokens after each."""
     rng = random.Random(5)
     prompts = [[rng.randrange(160) for _ in range(rng.randint(1, 30))] for _ in range(20)]
+    texts = {scheduler.add(prompt, NEW_TOKENS): (prompt, []) for prompt in prompts}
+    for token in scheduler.run():
+        assert token.error is None and token.token_id is not None
+        texts[token.sequence_id][1].append(token.token_id)
+    scheduler.close()
+    return list(texts.values())
+
+
+@pytest.mark.parametrize("path", ["gather", "native"])
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_tokens_and_logits(name, path, folder_of, make_oracle):
+    config = EngineConfig(
+        model=str(folder_of(name)), attention=path, block_size=BLOCK, num_blocks=41,
+        max_step_rows=64, max_step_sequences=16, max_model_length=512, poison_pool=True,
+    )  # fmt: skip
+    engine = MlxEngine(config)
     with ServerThread(engine) as server, Client(server.address) as client:
         info, model = client.server_info(), client.model_info()
-        assert info.attention_path == "gather"
-        windows = {group.window for group in model.groups if group.window}
         with client.open_session() as session:
             scheduler = Scheduler(session, model, info.limits, step_rows_max=12)
-            got = {scheduler.add(prompt, NEW_TOKENS): list(prompt) for prompt in prompts}
-            for token in scheduler.run():
-                assert token.error is None and token.token_id is not None
-                got[token.sequence_id].append(token.token_id)
-            scheduler.close()
+            texts = _generate(session, scheduler)
+            known = [prompt + tokens for prompt, tokens in texts[:2]]
+            answered = _logits(session, known, len(model.groups))
+        counters = engine.counters()
+    _check_path(info, model, counters, name, path)
     done = scheduler.statistics
     assert done.step_count >= 200
     assert done.mixed_step_count >= 20
     assert done.preemption_count >= 3
     assert done.inflight_steps_max == 2
-    assert windows == ({CONFIGS[name]["sliding_window"]} if len(model.groups) > 1 else set())
-    oracle = make_oracle(folder)
-    for prompt, tokens in zip(prompts, got.values(), strict=True):
-        assert len(tokens) == len(prompt) + NEW_TOKENS
-        chosen = oracle.logits(tokens[:-1])[len(prompt) - 1 :].argmax(1)
-        assert np.array_equal(chosen, tokens[len(prompt) :])
+    oracle = make_oracle(folder_of(name))
+    for prompt, tokens in texts:
+        assert len(tokens) == NEW_TOKENS
+        logits = oracle.logits(prompt + tokens[:-1])[len(prompt) - 1 :]
+        chosen = np.take_along_axis(logits, np.array(tokens)[:, None], 1)[:, 0]
+        allowed = TOLERANCE[path] * np.abs(logits).max()
+        assert (logits.max(1) - chosen <= allowed).all()
+    for text, logits in zip(known, answered, strict=True):
+        wanted = oracle.logits(text)[-1]
+        assert np.abs(logits - wanted).max() <= TOLERANCE[path] * np.abs(wanted).max()
+
+
+def _check_path(info, model, counters, name: str, path: str) -> None:
+    """The attention path was the one asked for in every layer and step; groups fit windows."""
+    assert info.attention_path == path
+    layers = sum(len(group.layer_indices) for group in model.groups)
+    attended = {"native": counters.attend_native, "gather": counters.attend_gather}
+    assert attended.pop(path) == layers * counters.steps > 0
+    assert set(attended.values()) == {0}
+    windows = {group.window for group in model.groups if group.window}
+    expected = {flat_config(CONFIGS[name])["sliding_window"]} if len(model.groups) > 1 else set()
+    assert windows == expected
