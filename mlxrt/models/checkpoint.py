@@ -38,8 +38,8 @@ class Checkpoint:
     """A model folder.
 
     Attributes:
-        config: config.json, flat (`flat_config`), with generation_config.json's begin and end tokens
-            where it names some.
+        config: config.json, flat (`flat_config`), with generation_config.json's begin and end
+            tokens where it names some.
         tensors: by name, over all weight files.
         fingerprint: SHA-256, hexadecimal, over config.json and the names and sizes of the weight
             files.

@@ -100,11 +100,15 @@ def test_tokens_and_logits(name, path, folder_of, make_oracle):
 
 def _check_path(info, model, counters, name: str, path: str) -> None:
     """The attention path was the one asked for in every layer and step; groups fit windows."""
+    config = flat_config(CONFIGS[name])
     assert info.attention_path == path
+    assert model.model_type == config["model_type"]
+    assert model.vocabulary_size == 160
+    assert model.max_model_length == 512
     layers = sum(len(group.layer_indices) for group in model.groups)
     attended = {"native": counters.attend_native, "gather": counters.attend_gather}
     assert attended.pop(path) == layers * counters.steps > 0
     assert set(attended.values()) == {0}
     windows = {group.window for group in model.groups if group.window}
-    expected = {flat_config(CONFIGS[name])["sliding_window"]} if len(model.groups) > 1 else set()
+    expected = {config["sliding_window"]} if len(model.groups) > 1 else set()
     assert windows == expected
