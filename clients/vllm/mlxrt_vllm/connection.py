@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from concurrent.futures import Future
 
 from mlxrt_client import Client, RetryPolicy, v1
@@ -56,18 +57,26 @@ class Connection:
     def lease(self, block_count: int) -> Pool:
         """Leases `block_count` less one blocks in every group; vLLM's block 0 is the hole.
 
+        Waits up to `patience_s` for them: a vLLM that was killed holds its blocks until its lease
+        ends.
+
         Raises:
             ValueError: the pool has fewer free: another session holds some.
         """
         counts = {group.group: block_count - 1 for group in self.model.groups}
-        try:
-            blocks = self._session.allocate_blocks(counts)
-        except OutOfBlocksError as error:
-            raise ValueError(
-                f"the server has no {block_count - 1} blocks for vLLM ({error}): another session "
-                "holds some of its pool; ask for fewer by --num-gpu-blocks-override"
-            ) from error
-        return Pool([[0, *blocks[group.group]] for group in self.model.groups])
+        deadline_s = time.monotonic() + self.settings.patience_s
+        while True:
+            try:
+                blocks = self._session.allocate_blocks(counts)
+                return Pool([[0, *blocks[group.group]] for group in self.model.groups])
+            except OutOfBlocksError as error:
+                delay_s = error.retry_delay_s
+                if delay_s is None or time.monotonic() + delay_s > deadline_s:
+                    raise ValueError(
+                        f"the server has no {block_count - 1} blocks for vLLM ({error}): another "
+                        "session holds some of its pool; ask for fewer by --num-gpu-blocks-override"
+                    ) from error
+            time.sleep(delay_s)
 
     def submit(self, step: v1.StepRequest) -> Future[v1.StepResponse]:
         """Sends a step; waits where the server's limit of steps in flight is reached.

@@ -118,7 +118,7 @@ class MlxrtPlatform(Platform):
         """Refuses by name what a request asks for and mlxrt does not serve.
 
         Raises:
-            ValueError: with every reason; vLLM's server answers 400 with it.
+            VLLMValidationError: with every reason; vLLM's server answers 400 with it.
         """
         from mlxrt_vllm import refusals
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vllm import envs
+from vllm.exceptions import VLLMValidationError
 from vllm.v1.executor.abstract import Executor
 
 if TYPE_CHECKING:
@@ -26,9 +27,12 @@ def check_request(params: Any) -> None:
     """Refuses a request that asks for what mlxrt does not serve.
 
     Raises:
-        ValueError: with every reason, each by the name of the sampling parameter.
+        VLLMValidationError: with every reason, each by the name of the sampling parameter; vLLM's
+            server answers 400 with it.
     """
-    refuse("mlxrt does not serve this request", _request_reasons(params))
+    reasons = _request_reasons(params)
+    if reasons:
+        raise VLLMValidationError("mlxrt does not serve this request: " + "; ".join(reasons))
 
 
 def refuse(title: str, reasons: list[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from relay import Relay
 from serving import BUNDLED, serving
 from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
 from workload import assert_greedy, executor_of, generate, lengths, prompts
 
 from mlxrt_vllm.connection import ServerLostError
@@ -113,6 +114,6 @@ def test_refused_at_start(bundled_server, make_llm, options, reason):
 def test_refused_requests(bundled_server, make_llm, params):
     """What mlxrt does not serve is refused by name; the engine goes on."""
     llm = make_llm(bundled_server)
-    with pytest.raises(ValueError, match=next(iter(params))):
+    with pytest.raises(VLLMValidationError, match=next(iter(params))):
         generate(llm, [[1, 2, 3]], SamplingParams(**params))
     assert len(generate(llm, [[1, 2, 3]], SamplingParams(max_tokens=4, ignore_eos=True))[0]) == 4
