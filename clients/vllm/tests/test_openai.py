@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import openai
 import pytest
 from serving import BUNDLED, TESTS, dense_runs
+from test_grammar import COMPACT, SCHEMA
 
 START_TIMEOUT_S = 240.0
 MODEL = "bundled"
@@ -35,6 +37,7 @@ def base_url(bundled_server: Any, tmp_path_factory: pytest.TempPathFactory) -> I
         *("--distributed-executor-backend", "mlxrt_vllm.MlxrtExecutor"),
         *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", "1024"),
         *("--max-num-seqs", "32", "--chat-template", str(TESTS / "chat.jinja")),
+        *("--structured-outputs-config", json.dumps(COMPACT)),
     ]
     environment = os.environ | {"VLLM_MLXRT_ADDRESS": bundled_server.address}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING")
@@ -97,6 +100,23 @@ def test_streaming_chat(client):
     assert len(texts) > 8
     assert "".join(texts) == whole.message.content
     assert pieces[-1].choices[0].finish_reason == whole.finish_reason == "length"
+
+
+def test_json_schema(client):
+    """A chat constrained to a schema: every answer that ends is of it."""
+    schema = {"name": "item", "schema": SCHEMA, "strict": True}
+    for seed in range(8):
+        answer = client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "value = "}],
+            response_format={"type": "json_schema", "json_schema": schema},
+            max_tokens=128,
+            temperature=0.5,
+            seed=seed,
+        )
+        (choice,) = answer.choices
+        assert choice.finish_reason == "stop"
+        jsonschema.validate(json.loads(choice.message.content), SCHEMA)
 
 
 def test_several_choices(client):
