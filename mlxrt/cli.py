@@ -129,8 +129,25 @@ def check(
     config: ConfigFile = None,
     accept: AcceptSemantics = False,
     set_: SetOption = None,
+    kernels: Annotated[
+        bool,
+        typer.Option(
+            "--kernels",
+            help="Check the native operations on the default device instead, and their speed.",
+        ),
+    ] = False,
+    cases: Annotated[int, typer.Option(min=1, help="With --kernels: calls of each kind.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="With --kernels: of the calls.")] = 0,
+    speed: Annotated[bool, typer.Option(help="With --kernels: measure too.")] = True,
 ) -> None:
     """Checks environment, ABI and memory plan, and a checkpoint's numbers against mlx-lm alone."""
+    if kernels:
+        from mlxrt.check.kernels import run_kernel_check
+
+        console = Console()
+        if not console.is_terminal:
+            console.width = REPORT_COLUMNS
+        raise typer.Exit(run_kernel_check(console, cases, seed, speed))
     from mlxrt.check.run import run_check
 
     settings = settings_of(

@@ -2,7 +2,7 @@
 to them.
 """
 
-from mlxrt.attention.choice import AttentionChoice, ChosenPath, choose_path
+from mlxrt.attention.choice import AttentionChoice, ChosenPath, LayerCall, choose_path
 from mlxrt.attention.gather import GatherPath
 from mlxrt.attention.layer import PagedLayer, StepBinding, WindowMask
 from mlxrt.attention.metadata import HostRows, StepMetadata
@@ -18,6 +18,7 @@ __all__ = [
     "ChosenPath",
     "GatherPath",
     "HostRows",
+    "LayerCall",
     "LayerShape",
     "PagedLayer",
     "StepBinding",

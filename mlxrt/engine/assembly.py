@@ -89,9 +89,6 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
         # There mx.compile calls a C++ compiler at run time, or does nothing where none is
         # installed; it gains nothing and changes no bit.
         mx.disable_compile()
-    chosen = choose_path(AttentionChoice(config.attention))
-    if chosen.reason:
-        _log.warning("gather attention instead of native", reason=chosen.reason)
     max_length = min(
         config.max_model_length, checkpoint.max_model_length or config.max_model_length
     )
@@ -101,6 +98,9 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
     install_seam(model)
     shape = probe(model)
     family.check_windows(checkpoint.config, shape.windows)
+    chosen = choose_path(AttentionChoice(config.attention), shape.calls, config.block_size)
+    if chosen.reason:
+        _log.warning("gather attention instead of native", reason=chosen.reason)
     groups = partition(shape.windows)
     step_shape = _step_shape(checkpoint, config, shape, max_length, buckets, chosen.path)
     plan = _plan(checkpoint, config, device, dtype, shape, groups, step_shape)

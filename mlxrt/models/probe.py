@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from mlxrt.attention import LayerShape, WindowMask
+from mlxrt.attention import LayerCall, LayerShape, WindowMask
 from mlxrt.models.errors import ModelError
 
 
@@ -20,12 +20,14 @@ class ModelShape:
 
     Attributes:
         layers: KV of each layer.
+        calls: what each layer asks of attention.
         windows: positions that a row of each layer sees, itself included; 0 for all.
         query_heads, query_width: the most heads of a layer, and the widest queries of all heads.
         vocabulary_size: width of the logits.
     """
 
     layers: tuple[LayerShape, ...]
+    calls: tuple[LayerCall, ...]
     windows: tuple[int, ...]
     query_heads: int
     query_width: int
@@ -47,6 +49,7 @@ class _ProbeLayer:
         self.shape: LayerShape | None = None
         self.mask: Any = None
         self.heads = self.query_width = 0
+        self.call: LayerCall | None = None
         self.attend_count = 0
 
     def make_mask(
@@ -65,6 +68,8 @@ class _ProbeLayer:
         self.mask = mask
         self.heads, self.query_width = queries.shape[1], queries.shape[1] * queries.shape[3]
         assert self.shape is not None
+        window = mask.window if isinstance(mask, WindowMask) else 0
+        self.call = LayerCall(self.shape, self.heads, queries.dtype, window, sinks is not None)
         return mx.zeros((*queries.shape[:3], self.shape.value_width), queries.dtype)
 
 
@@ -77,15 +82,17 @@ def probe(model: Module) -> ModelShape:
     """
     caches = [_ProbeLayer() for _ in model.layers]
     logits = model(mx.zeros((1, 1), mx.int32), cache=caches)
-    shapes = []
+    shapes, calls = [], []
     for index, cache in enumerate(caches):
-        if cache.shape is None or cache.attend_count != 1:
+        if cache.shape is None or cache.call is None or cache.attend_count != 1:
             raise ModelError(f"layer {index}: its attention can't be led to the paged pool")
         if cache.mask is not None and not isinstance(cache.mask, WindowMask):
             raise ModelError(f"layer {index}: it masks by a {type(cache.mask).__name__} of its own")
         shapes.append(cache.shape)
+        calls.append(cache.call)
     return ModelShape(
         layers=tuple(shapes),
+        calls=tuple(calls),
         windows=tuple(0 if cache.mask is None else cache.mask.window for cache in caches),
         query_heads=max(cache.heads for cache in caches),
         query_width=max(cache.query_width for cache in caches),
