@@ -47,7 +47,7 @@ def settle(server: Any, method: str, expected: dict[str, float]) -> None:
 
 
 def test_a_deadline_and_a_cancel(launch: Launch) -> None:
-    server = started(launch, step_s=0.5)
+    server = started(launch, step_s=1.0)
     session = server.open()
     run = server.channel.unary_unary(STEP)
     with pytest.raises(grpc.RpcError) as raised:

@@ -21,7 +21,8 @@ from mlxrt.server.stall import IDLE_SLACK_S
 from mlxrt.testing import FakeEngine
 
 PROMPT = [5, 9, 2, 77, 1023]
-STALL_S = 0.1
+STALL_S = 2.0
+"""Longer than a busy machine takes for a step: here stalls are only ever feigned."""
 LIVENESS = "liveness"
 READY = (
     "", "readiness",
@@ -220,11 +221,11 @@ def test_what_counts_as_a_stall(in_a_plan: bool, age_s: float, stalls: bool) -> 
 def test_an_engine_with_other_steps_to_do_does_not_stall(launch: Launch) -> None:
     """Steps that end keep the heartbeat young, however many wait."""
     engine = FakeEngine(num_blocks=64, block_size=4, threaded=True, step_s=0.1)
-    server = launch(engine, stall_seconds=1.0, limits={"max_inflight_steps": 16})
+    server = launch(engine, stall_seconds=2.0, limits={"max_inflight_steps": 24})
     session = server.open()
     run = server.channel.unary_unary("/mlxrt.v1.ExecutionService/Step")
     calls = []
-    for _ in range(16):
+    for _ in range(24):
         calls.append(run.future(session.request().SerializeToString(), timeout=10))
     while not all(call.done() for call in calls):
         assert check(server, "readiness") == Status.SERVING
