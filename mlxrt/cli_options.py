@@ -65,5 +65,5 @@ def _parsed(text: str) -> Any:
     """The value of a `--set` option: JSON where it is JSON, else the text itself."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text

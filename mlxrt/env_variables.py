@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any, get_origin
 
 from pydantic import BaseModel
 
@@ -17,18 +19,41 @@ _NEAR = 0.8
 
 def variables_of(settings: type[BaseModel]) -> frozenset[str]:
     """Every variable that is a setting, or a table of settings as JSON."""
-    names = set()
+    return frozenset(_types_of(settings))
+
+
+def _types_of(settings: type[BaseModel], prefix: str = ENV_PREFIX) -> dict[str, Any]:
+    """The type of each variable's value."""
+    types: dict[str, Any] = {}
     for name, field in settings.model_fields.items():
-        names.add(ENV_PREFIX + name.upper())
-        table = field.annotation
-        if isinstance(table, type) and issubclass(table, BaseModel):
-            names |= {f"{ENV_PREFIX}{name}__{part}".upper() for part in table.model_fields}
-    return frozenset(names)
+        variable = prefix + name.upper()
+        kind: Any = field.annotation
+        types[variable] = kind
+        if _is_table(kind):
+            types |= _types_of(kind, f"{variable}__")
+    return types
 
 
-def check_environment(environment: Iterable[str], settings: type[BaseModel]) -> None:
-    """Raises ValueError for a variable that pydantic-settings would skip, a misspelt one say."""
-    known = variables_of(settings)
+def _is_table(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def check_environment(environment: Mapping[str, str], settings: type[BaseModel]) -> None:
+    """Raises ValueError for a variable that pydantic-settings would skip, a misspelt one say, and
+    for one that must be JSON and is none, which it would not name."""
+    types = _types_of(settings)
+    _check_known(environment, frozenset(types))
+    for name, text in environment.items():
+        kind = types.get(name.upper())
+        if _is_table(kind) or get_origin(kind) is tuple:
+            try:
+                json.loads(text)
+            except (ValueError, RecursionError) as error:
+                field = name.upper().removeprefix(ENV_PREFIX).replace("__", ".").lower()
+                raise ValueError(f"{name}: {field} is JSON in the environment: {error}") from error
+
+
+def _check_known(environment: Iterable[str], known: frozenset[str]) -> None:
     told = []
     for name in sorted(environment):
         upper = name.upper()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from pydantic import BaseModel, ValidationError
 
 from mlxrt.config import ConfigError, FakeSettings, LimitSettings, Settings, load_settings
 from mlxrt.core.model import Limits
+
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +68,27 @@ def test_unknown_keys_are_errors_in_each_source(
             patch.setenv(name, "3")
             with pytest.raises(ConfigError, match=name):
                 load_settings()
+
+
+def test_a_misspelt_variable_is_told_what_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLXRT_LIMITS__MAX_STEP_ROW", "3")
+    with pytest.raises(ConfigError, match=r"is MLXRT_LIMITS__MAX_STEP_ROWS meant\?"):
+        load_settings()
+
+
+def test_variables_of_our_own_tools_are_no_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = [*ROOT.glob("tests/**/*.py"), *ROOT.glob("clients/node/*.mjs")]
+    read = re.compile(r"""(?:environ(?:\.get\(|\[)|process\.env\.)["']?(MLXRT_[A-Z_]+)""")
+    found = {name for file in files for name in read.findall(file.read_text())}
+    assert {"MLXRT_PROTOS", "MLXRT_FUZZ_SEED", "MLXRT_STATEFUL_RULES"} <= found
+    for name in found:
+        monkeypatch.setenv(name, "1")
+    load_settings()
+    monkeypatch.setenv("MLXRT_PROTO", "1")
+    with pytest.raises(ConfigError, match="MLXRT_PROTO"):
+        load_settings()
 
 
 @pytest.mark.parametrize(
