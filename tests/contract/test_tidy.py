@@ -118,3 +118,11 @@ def test_the_client_is_typed_to_the_last_function() -> None:
         text=True,
     )
     assert result.returncode == 0, result.stdout
+
+
+def test_the_server_is_typed_to_the_last_function() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "mypy", "--no-error-summary", "mlxrt"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout

@@ -301,6 +301,45 @@ class Scheduler:
             self.plan.table_updates.append(TableUpdate(sequence.handle, group, 0, [], 0))
         self.seen["preempted"] += 1
 
+    def drive(self, seed: int, *, steps_min: int, active_max: int = 4) -> int:
+        """Keeps up to `active_max` sequences going for `steps_min` steps, then until all have
+        reached their goals: chunks, decodes, shared prefixes, preemptions; answers the steps.
+        """
+        rng = random.Random(seed)
+        active: list[Sequence] = []
+        steps = 0
+        while steps < steps_min or active:
+            if steps < steps_min and len(active) < active_max:
+                active.append(self._newcomer(active, rng))
+            chosen = [s for s in active if rng.random() < 0.9]
+            rng.shuffle(chosen)
+            if not chosen:
+                continue
+            self.step(chosen, chunk=rng.choice((1, 3, 7)), logits=rng.random() < 0.1)
+            steps += 1
+            for sequence in [s for s in active if s.finished]:
+                active.remove(sequence)
+                self.retire(sequence)
+            if active and rng.random() < 0.05:
+                self.preempt(rng.choice(active))
+        while self.waiting:
+            self.read()
+        return steps
+
+    def _newcomer(self, active: list[Sequence], rng: random.Random) -> Sequence:
+        """A new sequence; now and then one that begins as another did."""
+
+        def prompt(low: int, high: int) -> list[int]:
+            vocabulary_size = self.running.facts.vocabulary_size
+            return [rng.randrange(vocabulary_size) for _ in range(rng.randint(low, high))]
+
+        sources = [s for s in active if min(s.position, len(s.prompt)) >= 3]
+        if sources and not self.leave and rng.random() < 0.4:
+            source = rng.choice(sources)
+            length = rng.randint(2, min(source.position, len(source.prompt)) - 1)
+            return self.share(source, length, prompt(1, 9), rng.randint(10, 30))
+        return self.add(prompt(1, 30), rng.randint(10, 50))
+
     def step(self, chosen: list[Sequence], chunk: int, logits: bool = False) -> None:
         """Submits one step in which each chosen sequence computes up to `chunk` rows; reads
         outcomes as needed.

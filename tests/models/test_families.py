@@ -9,7 +9,6 @@ of mlx-lm over what was generated: each token must be the one of the largest log
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import numpy as np
@@ -43,38 +42,6 @@ def test_all_are_compared():
     assert len({family.module_name for family in FAMILIES.values()}) >= 20
 
 
-def _drive(scheduler, vocabulary_size: int) -> int:
-    rng = random.Random(7)
-
-    def prompt(low: int, high: int) -> list[int]:
-        return [rng.randrange(vocabulary_size) for _ in range(rng.randint(low, high))]
-
-    active, steps = [], 0
-    while steps < STEPS_MIN or active:
-        if steps < STEPS_MIN and len(active) < 4:
-            sources = [s for s in active if min(s.position, len(s.prompt)) >= 3]
-            if sources and not scheduler.leave and rng.random() < 0.4:
-                source = rng.choice(sources)
-                length = rng.randint(2, min(source.position, len(source.prompt)) - 1)
-                active.append(scheduler.share(source, length, prompt(1, 9), rng.randint(10, 30)))
-            else:
-                active.append(scheduler.add(prompt(1, 30), rng.randint(10, 50)))
-        chosen = [s for s in active if rng.random() < 0.9]
-        rng.shuffle(chosen)
-        if not chosen:
-            continue
-        scheduler.step(chosen, chunk=rng.choice((1, 3, 7)), logits=rng.random() < 0.1)
-        steps += 1
-        for sequence in [s for s in active if s.finished]:
-            active.remove(sequence)
-            scheduler.retire(sequence)
-        if active and rng.random() < 0.05:
-            scheduler.preempt(rng.choice(active))
-    while scheduler.waiting:
-        scheduler.read()
-    return steps
-
-
 def _compare(scheduler, oracle, path: str) -> None:
     """Tokens and answered logits against dense runs."""
     answered = 0
@@ -100,7 +67,7 @@ def test_tokens_and_logits(name, path, folder_of, start_engine, make_scheduler, 
     folder = folder_of(name)
     running = start_engine(folder, attention=path, num_blocks=150)
     scheduler = make_scheduler(running, seed=3)
-    steps = _drive(scheduler, running.facts.vocabulary_size)
+    steps = scheduler.drive(7, steps_min=STEPS_MIN)
     counters = running.engine.counters()
     layers = sum(len(group.layer_indices) for group in running.facts.groups)
     attended = {"native": counters.attend_native, "gather": counters.attend_gather}

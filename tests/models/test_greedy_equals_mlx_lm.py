@@ -4,8 +4,6 @@ mlx-lm's own.
 
 from __future__ import annotations
 
-import random
-
 import numpy as np
 import pytest
 
@@ -18,40 +16,6 @@ CASES = [
 STEPS_MIN = 200
 
 
-def _drive(scheduler, vocabulary_size: int, seed: int) -> int:
-    """Runs a changing population of sequences to their goals; returns the number of steps."""
-    rng = random.Random(seed)
-
-    def prompt(low: int, high: int) -> list[int]:
-        return [rng.randrange(vocabulary_size) for _ in range(rng.randint(low, high))]
-
-    waiting = [(prompt(1, 40), rng.randint(20, 60)) for _ in range(16)]
-    active = []
-    steps = 0
-    while waiting or active:
-        if waiting and len(active) < 6 and rng.random() < 0.5:
-            active.append(scheduler.add(*waiting.pop()))
-        sources = [s for s in active if min(s.position, len(s.prompt)) >= 3]
-        if sources and len(active) < 7 and rng.random() < 0.06:
-            source = rng.choice(sources)
-            length = rng.randint(2, min(source.position, len(source.prompt)) - 1)
-            active.append(scheduler.share(source, length, prompt(1, 9), rng.randint(10, 30)))
-        chosen = [s for s in active if rng.random() < 0.9]
-        rng.shuffle(chosen)
-        if not chosen:
-            continue
-        scheduler.step(chosen, chunk=rng.choice((1, 3, 7)), logits=rng.random() < 0.1)
-        steps += 1
-        for sequence in [s for s in active if s.finished]:
-            active.remove(sequence)
-            scheduler.retire(sequence)
-        if active and rng.random() < 0.05:
-            scheduler.preempt(rng.choice(active))
-    while scheduler.waiting:
-        scheduler.read()
-    return steps
-
-
 @pytest.mark.parametrize("path", ["gather", "native"])
 @pytest.mark.parametrize(("name", "bits"), CASES)
 def test_tokens_and_logits(name, bits, path, checkpoint, start_engine, make_scheduler, make_oracle):
@@ -59,7 +23,7 @@ def test_tokens_and_logits(name, bits, path, checkpoint, start_engine, make_sche
     # Few blocks, so that each is used by many sequences; all begin as NaN.
     running = start_engine(folder, attention=path, num_blocks=220)
     scheduler = make_scheduler(running, seed=3)
-    steps = _drive(scheduler, running.facts.vocabulary_size, seed=11)
+    steps = scheduler.drive(11, steps_min=STEPS_MIN, active_max=6)
     counters = running.engine.counters()
     running.engine.close()
 

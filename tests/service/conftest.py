@@ -247,10 +247,7 @@ class SessionDriver:
 
     def wait_for_inflight(self, count: int = 1) -> None:
         """Waits until `count` steps at least are accepted and not answered."""
-        end_s = time.monotonic() + 10
-        while len(self.state().inflight_step_numbers) < count:
-            assert time.monotonic() < end_s, f"{count} steps were never in flight at once"
-            time.sleep(0.005)
+        _wait_until(lambda: len(self.state().inflight_step_numbers) >= count)
 
     def request(self, **fields: Any) -> step_pb2.StepRequest:
         """A step request; the next number unless `step_number` is among the fields."""
@@ -296,6 +293,19 @@ def response_type(rpc: str) -> Any:
         if hasattr(module, f"{rpc}Response"):
             return getattr(module, f"{rpc}Response")
     raise KeyError(rpc)
+
+
+def _wait_until(condition: Callable[[], bool], limit_s: float = 10) -> None:
+    end_s = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end_s, "what was waited for did not come true"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., None]:
+    """`wait_until(condition, limit_s=10)` waits for it, and fails where it does not come true."""
+    return _wait_until
 
 
 @pytest.fixture

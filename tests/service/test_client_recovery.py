@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import pytest
-from mlxrt_client import Client, RetryPolicy, Scheduler, aio, messages, v1
+from mlxrt_client import Client, RetryPolicy, Scheduler, Session, aio, messages, v1
 from mlxrt_client.errors import (
     AlreadyExistsError,
     DeviceLostError,
@@ -95,14 +94,6 @@ class Proxy:
                 end.shutdown(socket.SHUT_RDWR)
 
 
-def wait_until(condition: Callable[[], bool], limit_s: float = 10) -> None:
-    """Waits for `condition`, and fails when it does not come true in time."""
-    end_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end_s
-        time.sleep(0.005)
-
-
 def prefill(sequence_id: int, prompt: list[int], blocks: dict[int, list[int]]) -> v1.StepRequest:
     """Registers a sequence and runs its whole prompt."""
     return v1.StepRequest(
@@ -158,7 +149,9 @@ def test_a_scheduler_survives_cut_connections_and_no_step_runs_twice(engine: Fak
         assert engine.plans_run == session.next_step_number - 1
 
 
-def test_an_answer_lost_on_the_way_is_replayed_on_the_next_stream(engine: FakeEngine) -> None:
+def test_an_answer_lost_on_the_way_is_replayed_on_the_next_stream(
+    engine: FakeEngine, wait_until: Callable[..., None]
+) -> None:
     with (
         ServerThread(engine) as server,
         Proxy(server.address) as proxy,
@@ -182,7 +175,9 @@ def test_an_answer_lost_on_the_way_is_replayed_on_the_next_stream(engine: FakeEn
             assert known[end] == engine.expected_token(known[:end])
 
 
-def test_an_answer_lost_on_the_way_is_replayed_to_a_unary_call(engine: FakeEngine) -> None:
+def test_an_answer_lost_on_the_way_is_replayed_to_a_unary_call(
+    engine: FakeEngine, wait_until: Callable[..., None]
+) -> None:
     with (
         ServerThread(engine) as server,
         Proxy(server.address) as proxy,
@@ -202,7 +197,9 @@ def test_an_answer_lost_on_the_way_is_replayed_to_a_unary_call(engine: FakeEngin
         assert session.decode([1]).step_number == 2
 
 
-async def test_asyncio_streams_are_replayed_too(engine: FakeEngine) -> None:
+async def test_asyncio_streams_are_replayed_too(
+    engine: FakeEngine, wait_until: Callable[..., None]
+) -> None:
     with ServerThread(engine) as server, Proxy(server.address) as proxy:
         async with (
             aio.Client(proxy.address, retry=QUICK) as client,
@@ -226,10 +223,14 @@ async def test_asyncio_streams_are_replayed_too(engine: FakeEngine) -> None:
             assert all(known[i] == engine.expected_token(known[:i]) for i in range(3, 7))
 
 
-def test_the_lease_is_kept_while_the_client_lives_and_ends_with_it(client: Client) -> None:
+def test_the_lease_is_kept_while_the_client_lives_and_ends_with_it(
+    client: Client, wait_until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renewals, renew = [], Session.renew
+    monkeypatch.setattr(Session, "renew", lambda *args: renewals.append(renew(*args)))
     with client.open_session(lease_ttl_ms=200) as session:
         blocks = session.allocate_blocks({0: 3})
-        time.sleep(0.8)
+        wait_until(lambda: len(renewals) > 9)  # three in each lease: three leases are over
         assert messages.tables_of(session.state().leased_blocks) == blocks
         assert session.lost is None
         session.abandon()
@@ -260,7 +261,7 @@ def test_a_session_taken_over_goes_on_where_it_was(client: Client, engine: FakeE
         new.close()
 
 
-def test_a_take_over_waits_for_the_step_that_runs() -> None:
+def test_a_take_over_waits_for_the_step_that_runs(wait_until: Callable[..., None]) -> None:
     engine = FakeEngine(block_size=4, num_blocks=40, threaded=True, step_s=0.2)
     with ServerThread(engine) as server, Client(server.address, retry=QUICK) as client:
         old = client.open_session()
@@ -301,7 +302,9 @@ async def test_an_asyncio_take_over_waits_for_the_step_that_runs() -> None:
             await new.close()
 
 
-def test_a_stream_that_another_one_replaced_is_fenced(client: Client) -> None:
+def test_a_stream_that_another_one_replaced_is_fenced(
+    client: Client, wait_until: Callable[..., None]
+) -> None:
     with client.open_session() as session:
         blocks = session.allocate_blocks({0: 2})
         stream = session.stream()
@@ -378,7 +381,9 @@ def test_a_failed_forward_is_an_accepted_step_that_did_not_commit() -> None:
         assert session.decode([1]).step_number == 3
 
 
-def test_a_stream_that_was_given_up_is_followed_by_another(engine: FakeEngine) -> None:
+def test_a_stream_that_was_given_up_is_followed_by_another(
+    engine: FakeEngine, wait_until: Callable[..., None]
+) -> None:
     brief = RetryPolicy(patience_s=0.2, initial_delay_s=0.02)
     with (
         ServerThread(engine) as server,
@@ -432,7 +437,7 @@ def test_a_lost_device_is_told_from_a_broken_connection() -> None:
         session.abandon()
 
 
-def test_loading_is_waited_for_or_told() -> None:
+def test_loading_is_waited_for_or_told(wait_until: Callable[..., None]) -> None:
     gate = threading.Event()
     engine = FakeEngine(threaded=True, load_gate=gate)
     server = ServerThread(engine, start_timeout_s=0.01, address="127.0.0.1:0")

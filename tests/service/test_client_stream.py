@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -302,7 +301,9 @@ def test_a_unary_step_is_repeated_with_the_same_bytes() -> None:
     assert server.received[0] == server.received[1]
 
 
-def test_the_lease_is_renewed_in_the_background_and_its_loss_is_told() -> None:
+def test_the_lease_is_renewed_in_the_background_and_its_loss_is_told(
+    wait_until: Callable[..., None],
+) -> None:
     with (
         StubServer(lease_ttl_ms=150) as server,
         Client(server.address, retry=QUICK) as client,
@@ -315,7 +316,9 @@ def test_the_lease_is_renewed_in_the_background_and_its_loss_is_told() -> None:
         assert isinstance(session.lost, SessionLostError)
 
 
-async def test_the_lease_is_renewed_in_the_background_with_asyncio() -> None:
+async def test_the_lease_is_renewed_in_the_background_with_asyncio(
+    wait_until: Callable[..., None],
+) -> None:
     with StubServer(lease_ttl_ms=150) as server:
         async with (
             aio.Client(server.address, retry=QUICK) as client,
@@ -326,11 +329,3 @@ async def test_the_lease_is_renewed_in_the_background_with_asyncio() -> None:
             server.renewal_error = error("EPOCH_STALE", 10)
             await asyncio.to_thread(wait_until, lambda: session.lost is not None)
             assert isinstance(session.lost, FencedError)
-
-
-def wait_until(condition: Callable[[], bool], limit_s: float = 5) -> None:
-    """Waits for `condition`, and fails when it does not come true in time."""
-    end_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end_s
-        time.sleep(0.01)

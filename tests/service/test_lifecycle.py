@@ -189,7 +189,9 @@ def next_ticket(server: Any) -> int:
     return server.engine.last_ticket + 1
 
 
-def test_a_stall_shows_in_health_until_the_step_ends(launch: Callable[..., Any]) -> None:
+def test_a_stall_shows_in_health_until_the_step_ends(
+    launch: Callable[..., Any], wait_until: Callable[..., None]
+) -> None:
     engine = FakeEngine(num_blocks=64, block_size=4, threaded=True, step_s=0.5)
     server = launch(engine, stall_seconds=0.2)
     watch = Watch(server, "")
@@ -203,7 +205,10 @@ def test_a_stall_shows_in_health_until_the_step_ends(launch: Callable[..., Any])
     assert not call.done()
     assert watch.next() == SERVING
     assert not step_pb2.StepResponse.FromString(call.result()).HasField("error")
-    time.sleep(0.5)
+    looks, look = [], engine.heartbeat_age_s
+    engine.heartbeat_age_s = lambda: looks.append(None) or look()
+    wait_until(lambda: len(looks) > 3)
+    server.wait_for(ServerState.SERVING)
     assert watch.statuses.empty()
 
 

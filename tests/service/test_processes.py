@@ -52,6 +52,17 @@ class Process(ServerProcess):
         )
         return self.call("OpenSession", request, session_pb2.OpenSessionResponse).session
 
+    def refusal_of_a_session(self) -> int:
+        """The reason why a session without a request id is not opened."""
+        with pytest.raises(grpc.RpcError) as refused:
+            self.call(
+                "OpenSession",
+                session_pb2.OpenSessionRequest(),
+                session_pb2.OpenSessionResponse,
+            )
+        data = dict(refused.value.trailing_metadata())["mlxrt-error-bin"]
+        return error_pb2.Error.FromString(data).reason
+
     def step(self, session: session_pb2.SessionRef, number: int, **fields: object) -> object:
         """One step."""
         request = step_pb2.StepRequest(session=session, step_number=number, **fields)
@@ -194,12 +205,14 @@ def test_sigterm_drains_under_load(start: Callable[..., Process]) -> None:
     assert not Path(server.address.removeprefix("unix:")).exists()
 
 
-def test_a_second_signal_ends_the_wait(start: Callable[..., Process]) -> None:
+def test_a_second_signal_ends_the_wait(
+    start: Callable[..., Process], wait_until: Callable[..., None]
+) -> None:
     server = start()
     session = server.open()
     server.start(session, blocks=2)
     server.process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
+    wait_until(lambda: server.refusal_of_a_session() == error_pb2.ERROR_REASON_DRAINING)
     assert server.process.poll() is None
     assert server.stop() == 0
 

@@ -12,9 +12,11 @@ from mlxrt_client.v1 import error_pb2, execution_pb2, session_pb2, step_pb2
 from structlog.testing import capture_logs
 
 from mlxrt.errors import Reason
+from mlxrt.server.reaper import monotonic_ms
 from mlxrt.testing import FakeEngine
 
 PROMPT = [5, 9, 2, 77, 1023]
+TTL_MS = 30_000
 SHORT = {"min_lease_ttl_ms": 200, "default_lease_ttl_ms": 300}
 
 
@@ -42,17 +44,24 @@ def test_a_lease_that_nobody_renews_ends(launch: Callable[..., Any]) -> None:
     server.digest()
 
 
-def test_any_call_renews(launch: Callable[..., Any]) -> None:
-    server = launch(limits=SHORT)
-    session = server.open(ttl_ms=300)
+def test_any_call_renews(launch: Callable[..., Any], wait_until: Callable[..., None]) -> None:
+    server = launch()
+    session = server.open(ttl_ms=TTL_MS)
     calls: list[Callable[[], Any]] = [
         lambda: renew(server, session), session.state, session.step, lambda: session.allocate(1),
     ]  # fmt: skip
-    for index in range(8):
-        time.sleep(0.15)
-        calls[index % len(calls)]()
-    assert server.on_loop(server.core.session_count) == 1
-    assert renew(server, session) == 300
+    for call in calls:
+        expiry_ms = expiry_of(server, session)
+        wait_until(lambda until_ms=expiry_ms - TTL_MS: monotonic_ms() > until_ms)
+        call()
+        assert expiry_of(server, session) > expiry_ms
+    assert renew(server, session) == TTL_MS
+
+
+def expiry_of(server: Any, session: Any) -> int:
+    """When the session's lease ends unless it is renewed, milliseconds of the server's clock."""
+    held = server.core._state.sessions[session.ref.session_id]
+    return server.on_loop(lambda: held.expiry_ms)
 
 
 def test_a_step_in_flight_renews(launch: Callable[..., Any]) -> None:

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ValidationError
 from mlxrt.config import ConfigError, FakeSettings, LimitSettings, Settings, load_settings
 from mlxrt.core.model import Limits
 
-
 ROOT = Path(__file__).parents[3]
 
 
