@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 
+from hypothesis import settings
+
 # Subprocesses import the installed package, never the source tree they happen to be started in.
 os.environ["PYTHONSAFEPATH"] = "1"
 # No test looks for a model on a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# How long one example takes says how busy the machine is.
+settings.register_profile("mlxrt", deadline=None)
+settings.load_profile("mlxrt")
