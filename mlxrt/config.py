@@ -75,6 +75,10 @@ class LimitSettings(BaseModel):
     max_mask_rows: int = Field(
         default=512, ge=0, le=1 << 17, description="Rows of the masks of one step. 0 to 131072."
     )
+    max_prompt_logprobs_rows: int = Field(
+        default=2048, ge=0, le=1 << 20,
+        description="Rows of one step that answer prompt logprobs. 0 to 1048576.",
+    )  # fmt: skip
     max_sequences: int = Field(
         default=1024, ge=1, le=1 << 20, description="Sequences of one session. 1 to 1048576."
     )

@@ -169,6 +169,8 @@ def _run_item(run: ItemRun, item: Item, plan: StepPlan, bounds: Bounds) -> None:
             run.sample,
             run.return_logits,
             run.draft_tokens,
+            run.prompt_rows,
+            sequence.prompt_top or 0,
         )
     )
     _advance(sequence, run.start, run.count, bounds)

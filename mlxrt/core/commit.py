@@ -24,6 +24,9 @@ def malformed(ticket: Ticket, outcome: StepOutcome) -> MlxrtError | None:
     for entry, row in zip(plan.entries, outcome.entry_rows, strict=True):
         if entry.sample and row.token is None and row.failure is None:
             return MlxrtError(Reason.INTERNAL_DEFECT, "the engine sampled no token where it should")
+        described = 0 if row.prompt is None else len(row.prompt.logprobs)
+        if described != entry.prompt_rows and row.failure is None:
+            return MlxrtError(Reason.INTERNAL_DEFECT, "the engine described other prompt rows")
         accepted = [each.token for each in row.accepted]
         if accepted != list(entry.draft_tokens[: len(accepted)]):
             return MlxrtError(Reason.INTERNAL_DEFECT, "the engine accepted what was no draft")

@@ -53,6 +53,7 @@ def _sequence(sequence: Sequence) -> object:
         sequence.handle,
         [block_ids(table) for table in sequence.tables],
         sequence.sampling,
+        sequence.prompt_top,
         sequence.seed,
         sequence.tokens,
         sequence.committed,

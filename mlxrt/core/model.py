@@ -69,6 +69,7 @@ class Limits:
     max_logits_rows: int = 16
     max_step_drafts: int = 256
     max_mask_rows: int = 512
+    max_prompt_logprobs_rows: int = 2048
     max_sequences: int = 1024
     max_model_length: int = 4096
     max_sessions: int = 16

@@ -114,6 +114,10 @@ def check_item_rows(draft: Draft, run: ItemRun, item: Item, place: Place, bounds
     run.start, run.count, run.position = start, item.row_count, end
     run.sample, run.return_logits = item.sample, item.return_logits
     run.draft_tokens = item.draft_tokens
+    if sequence.prompt_top is not None:
+        # The row of position p describes the token of position p + 1.
+        described = min(end, min(sequence.prompt_count, known) - 1) - start
+        run.prompt_rows = max(0, described)
     check_slots(draft, sequence, start, item.row_count, place, bounds, drafts)
 
 

@@ -24,6 +24,7 @@ class Sequence:
             prompt.
         planned, known, given: position, number of known tokens and the same question after the
             accepted steps.
+        prompt_top: how many alternatives its prompt logprobs have; None where it asked for none.
         failure: set where only release is allowed.
         decode_limit: a plain decode at `planned` below this needs no check: `tails` are its blocks,
             named by no other table, filled exactly up to that position.
@@ -44,6 +45,7 @@ class Sequence:
         "known",
         "planned",
         "prompt_count",
+        "prompt_top",
         "sampling",
         "seed",
         "sequence_id",
@@ -70,6 +72,7 @@ class Sequence:
         self.seed = seed
         self.tokens = array("I", prompt)
         self.prompt_count = len(self.tokens)
+        self.prompt_top: int | None = None
         self.committed = 0
         self.committed_given = False
         self.planned = 0

@@ -49,6 +49,7 @@ class NewSequence:
     tables: dict[int, list[int]] = field(default_factory=dict)
     sampling: Sampling = GREEDY
     seed: int | None = None
+    prompt_top_logprobs: int | None = None
 
 
 @dataclass(slots=True)
@@ -156,6 +157,8 @@ class Entry:
             `start` on; LAST_SAMPLED is REGISTERED with one row.
         draft_tokens: tokens to verify, one more row each behind the others. The engine holds of
             them only those that it accepts.
+        prompt_rows: how many rows, from the first, answer logprobs of the token behind them, which
+            is of the prompt; with `prompt_top` alternatives.
     """
 
     handle: int
@@ -166,6 +169,8 @@ class Entry:
     sample: bool = False
     return_logits: bool = False
     draft_tokens: Sequence[int] = ()
+    prompt_rows: int = 0
+    prompt_top: int = 0
 
 
 @dataclass(slots=True)
@@ -212,6 +217,18 @@ class StepPlan:
 
 
 @dataclass(slots=True)
+class PromptLogprobs:
+    """Logprobs of n prompt tokens, k alternatives each, as mlxrt.v1.PromptLogprobs has them."""
+
+    first_position: int
+    logprobs: list[float]
+    ranks: list[int]
+    top_count: int
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+@dataclass(slots=True)
 class SampledRow:
     """What one sampled (or logits-returning) row gave beyond its token.
 
@@ -224,6 +241,7 @@ class SampledRow:
         failure: set where this row alone failed.
         accepted: of an entry with drafts, the rows that drew the accepted ones; `token` comes after
             them.
+        prompt: of an entry with `prompt_rows`, what they gave.
     """
 
     token: int | None = None
@@ -233,6 +251,7 @@ class SampledRow:
     logits: bytes | None = None
     failure: MlxrtError | None = None
     accepted: Sequence[SampledRow] = ()
+    prompt: PromptLogprobs | None = None
 
 
 @dataclass(slots=True)

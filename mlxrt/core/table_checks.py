@@ -99,9 +99,9 @@ def check_registrations(draft: Draft, news: Row[NewSequence], bounds: Bounds) ->
         for table in tables:
             draft.add_refs(table)
         seed = derived_seed(session.seed, new.sequence_id) if new.seed is None else new.seed
-        draft.registered[new.sequence_id] = Sequence(
-            new.sequence_id, new.prompt, tables, new.sampling, seed
-        )
+        sequence = Sequence(new.sequence_id, new.prompt, tables, new.sampling, seed)
+        sequence.prompt_top = new.prompt_top_logprobs
+        draft.registered[new.sequence_id] = sequence
 
 
 def check_table_change(

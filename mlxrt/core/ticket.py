@@ -67,6 +67,7 @@ class ItemRun:
         start, count: its rows.
         token_ids: explicit tokens; None where the rows take others.
         draft_tokens: verified behind the rows; not in `count`.
+        prompt_rows: as Entry has them.
         position: where the sequence stands after the item, no draft accepted.
         entry_index: index into the plan's entries; None without rows or while the sequence has
             failed.
@@ -77,6 +78,7 @@ class ItemRun:
         "draft_tokens",
         "entry_index",
         "position",
+        "prompt_rows",
         "return_logits",
         "sample",
         "sequence",
@@ -91,6 +93,7 @@ class ItemRun:
         self.count = 0
         self.token_ids: Row[int] | None = None
         self.draft_tokens: Row[int] = ()
+        self.prompt_rows = 0
         self.sample = False
         self.return_logits = False
         self.position = 0

@@ -42,11 +42,19 @@ def validate(session: Session, step: StepInput, bounds: Bounds) -> Draft:
             check_item_rows(draft, run, item, Place(f"items[{index}]", is_item=True), bounds)
         else:
             run.position = run.sequence.committed
+    _check_prompt_rows(draft, bounds)
     if step.masks:
         if step.deferred:
             raise field_invalid("masks", "come later where sampling is deferred")
         check_masks(step.masks, sampled_rows(step), bounds.limits)
     return draft
+
+
+def _check_prompt_rows(draft: Draft, bounds: Bounds) -> None:
+    rows = sum(run.prompt_rows for run in draft.items)
+    maximum = bounds.limits.max_prompt_logprobs_rows
+    if rows > maximum:
+        raise limit_exceeded("max_prompt_logprobs_rows", maximum, rows, "items")
 
 
 def _check_limits(step: StepInput, bounds: Bounds) -> None:

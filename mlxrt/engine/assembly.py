@@ -34,6 +34,7 @@ from mlxrt.engine.memory_plan import (
     StepShape,
     plan_memory,
 )
+from mlxrt.engine.prompt_rows import CHUNK
 from mlxrt.engine.runner import StepRunner
 from mlxrt.engine.warm_up import warm_up
 from mlxrt.models import Checkpoint, check_semantics, family_of, read_checkpoint
@@ -163,7 +164,9 @@ def _step_shape(
     hidden, intermediate = activation_widths(checkpoint)
     return StepShape(
         rows=max(config.max_step_rows, *buckets, 1),
-        selected_rows=min(config.max_step_sequences + config.max_step_drafts, config.max_step_rows),
+        # A piece of the prompt's rows may be in the head beside those that sample.
+        selected_rows=min(config.max_step_sequences + config.max_step_drafts, config.max_step_rows)
+        + min(CHUNK, config.max_step_rows),
         context=max_length,
         hidden=hidden,
         intermediate=intermediate,

@@ -20,6 +20,7 @@ from mlxrt.engine.mirrors import (
     SequenceMirrors,
     encode_pending,
 )
+from mlxrt.engine.prompt_rows import PromptRows
 from mlxrt.engine.selection import Selection
 
 
@@ -43,6 +44,7 @@ class Batch:
         coded: [k] `selection.coded`.
         pending: the mirrors' places of those tokens; None until `place_codes`.
         overwrites: what explicit tokens and drafts replaced.
+        prompt: the rows that answer logprobs of the prompt; None without any.
     """
 
     handles: list[int]
@@ -60,6 +62,7 @@ class Batch:
     coded: IndexArray
     pending: Overwrite | None = None
     overwrites: list[Overwrite] = field(default_factory=list)
+    prompt: PromptRows | None = None
 
     @property
     def bucket_row_count(self) -> int:
@@ -143,6 +146,7 @@ def build_batch(
         codes=encode_pending(coded, parity),
         coded=coded,
         overwrites=overwrites,
+        prompt=PromptRows.of(entries, lines[decode_count:], query_start[decode_count:-1]),
     )
     if plan.phase is not Phase.FORWARD:
         place_codes(batch, mirrors, parity)

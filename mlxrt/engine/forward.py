@@ -16,7 +16,11 @@ from mlxrt.attention import AttentionPath, PagedLayer, StepBinding, StepMetadata
 from mlxrt.core.step import SampledRow
 from mlxrt.engine.batch import Batch
 from mlxrt.engine.mirrors import decode_pending
+from mlxrt.engine.prompt_rows import CHUNK, PromptRows, PromptValues
 from mlxrt.engine.sampling import Sampled, SamplingBatch, sample
+from mlxrt.engine.sampling.logprobs import logprobs
+from mlxrt.engine.sampling.rules import LogprobGroup
+from mlxrt.engine.sampling.sampled import LogprobArrays
 from mlxrt.models.rows import RowSelector
 
 
@@ -28,11 +32,13 @@ class StepValues:
         tokens: one per selected row.
         details: by selected row, for those that have more than a token or failed.
         logits: [n, V], one row per selection that answers logits; None without any.
+        prompt: of the rows that answer logprobs of the prompt; None without any.
     """
 
     tokens: list[int]
     details: dict[int, SampledRow]
     logits: NDArray[np.float32] | None
+    prompt: PromptValues | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +50,16 @@ class StepGraph:
         logits: [n, V] float32 of the rows that answer them; None without any.
         witness: one element of the last layer's pool, so that a step without tokens can be waited
             for.
-        hidden: [K, 1, hidden] of the selected rows, where the head and sampling come later.
+        hidden: [K + P, 1, hidden] of the selected and the prompt's rows, where head and sampling
+            come later.
+        prompt: logprobs of the prompt, in pieces.
     """
 
     sampled: Sampled | None
     logits: mx.array | None
     witness: mx.array | None
     hidden: mx.array | None = None
+    prompt: tuple[LogprobArrays, ...] = ()
 
     signal: mx.array = field(init=False)
     """The sampled tokens once more, or the witness: for the thread that reads, and for it alone."""
@@ -64,7 +73,8 @@ class StepGraph:
         """What the device has to compute, the signal left out."""
         arrays = [] if self.sampled is None else self.sampled.arrays()
         rest = (self.logits, self.witness, self.hidden)
-        return arrays + [array for array in rest if array is not None]
+        arrays += [array for array in rest if array is not None]
+        return arrays + [array for piece in self.prompt for array in piece.arrays()]
 
     def wait(self) -> None:
         """Waits for the device. Raises what the device did."""
@@ -73,9 +83,10 @@ class StepGraph:
     def read(self) -> StepValues:
         """Reads the step after `wait`, on the same thread. Raises what the device did."""
         logits = None if self.logits is None else np.array(self.logits)
+        prompt = _read_prompt(self.prompt)
         if self.sampled is None:
-            return StepValues([], {}, logits)
-        return StepValues(*self.sampled.read(np.array(self.signal)), logits)
+            return StepValues([], {}, logits, prompt)
+        return StepValues(*self.sampled.read(np.array(self.signal)), logits, prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +164,9 @@ class Forward:
         """
         if batch is None:
             return StepGraph(None, None, self._witness())
-        logits, _ = self._run(batch, unread)
+        logits, hidden = self._run(batch, unread)
+        if batch.prompt is not None:
+            return self.build_sampling(hidden, batch, sampling, unread)
         if sampling is None:
             # The head is built, but nothing evaluates it.
             return StepGraph(None, None, self._witness())
@@ -161,21 +174,59 @@ class Forward:
 
     def build_hidden(self, batch: Batch | None, unread: mx.array | None) -> StepGraph:
         """Adds the forward of `batch` to the graph, up to the head."""
-        hidden = None
-        if batch is not None:
-            _, hidden = self._run(batch, unread)
-        return StepGraph(None, None, self._witness(), hidden)
+        if batch is None:
+            return StepGraph(None, None, self._witness())
+        _, hidden = self._run(batch, unread)
+        witness = self._witness()
+        if hidden.shape[0]:
+            # There when the hidden states are.
+            witness = hidden.reshape(-1)[:1].astype(mx.float32)
+        return StepGraph(None, None, witness, hidden)
 
-    def build_sampling(self, hidden: mx.array, batch: Batch, sampling: SamplingBatch) -> StepGraph:
-        """Adds head and sampling to the graph, of what `build_hidden` gave and is evaluated."""
-        return self._sampled(self._head(hidden), batch, sampling, None)
+    def build_sampling(
+        self,
+        hidden: mx.array,
+        batch: Batch,
+        sampling: SamplingBatch | None,
+        unread: mx.array | None = None,
+    ) -> StepGraph:
+        """Adds heads and sampling to the graph.
+
+        Args:
+            hidden: [K + P, 1, hidden], of the selected rows, then of the prompt's.
+            sampling, unread: as for `build`.
+        """
+        count = len(batch.selected_sequences)
+        prompt: tuple[LogprobArrays, ...] = ()
+        if batch.prompt is not None:
+            prompt = self._describe(hidden[count:], batch, batch.prompt, unread)
+        if sampling is None:
+            return StepGraph(None, None, self._witness(), prompt=prompt)
+        return self._sampled(self._head(hidden[:count]), batch, sampling, unread, prompt)
+
+    def _describe(
+        self, hidden: mx.array, batch: Batch, prompt: PromptRows, unread: mx.array | None
+    ) -> tuple[LogprobArrays, ...]:
+        """Logprobs of the prompt's tokens, one piece after the other: a piece's logits are gone
+        before those of the next.
+        """
+        tokens = _with_unread(prompt.tokens, batch.parity, unread)
+        pieces: list[LogprobArrays] = []
+        for start in range(0, hidden.shape[0], CHUNK):
+            rows = hidden[start : start + CHUNK]
+            if pieces:
+                rows = mx.depends(rows, pieces[-1].arrays())
+            logits = self._head(rows)
+            group = LogprobGroup.of_all(rows.shape[0], min(prompt.depth, logits.shape[-1]))
+            pieces.append(logprobs(group, logits, tokens[start : start + CHUNK]))
+        return tuple(pieces)
 
     def _run(self, batch: Batch, unread: mx.array | None) -> tuple[mx.array, mx.array]:
-        """Logits [K, V] and hidden states [K, 1, hidden] of the selected rows."""
+        """Logits and hidden states [K + P, 1, hidden] of the selected rows and the prompt's."""
         self._begin(batch)
         try:
-            tokens = _input_tokens(batch, unread)[:, None]
-            self._selector.rows = _upload(batch.selected_rows)
+            tokens = _with_unread(batch.tokens, batch.parity, unread)[:, None]
+            self._selector.rows = _upload(_head_rows(batch))
             logits = self._model(tokens, cache=self.layers).squeeze(1)
             self._check_seam()
             hidden = self._selector.kept
@@ -202,12 +253,13 @@ class Forward:
         batch: Batch,
         sampling: SamplingBatch,
         unread: mx.array | None,
+        prompt: tuple[LogprobArrays, ...] = (),
     ) -> StepGraph:
         answered = None
         if batch.selection.logits:
             chosen = mx.array(np.array(batch.selection.logits, np.int32))
             answered = logits[chosen].astype(mx.float32)
-        return StepGraph(sample(logits, sampling, unread), answered, None)
+        return StepGraph(sample(logits, sampling, unread), answered, None, prompt=prompt)
 
     def _begin(self, batch: Batch) -> None:
         metadata = StepMetadata.from_host(batch.groups[0])
@@ -244,17 +296,39 @@ def _upload(rows: np.ndarray[tuple[int], np.dtype[np.int32]] | None) -> mx.array
     return None if rows is None else mx.array(rows)
 
 
-def _input_tokens(batch: Batch, unread: mx.array | None) -> mx.array:
-    """The rows' tokens, [Tb] int32, those still on the device taken from `unread`."""
-    coded = batch.tokens < 0
+def _head_rows(batch: Batch) -> NDArray[np.int32] | None:
+    """[K + P] index into T; None for all rows."""
+    if batch.prompt is None:
+        return batch.selected_rows
+    selected = batch.selected_rows
+    if selected is None:
+        selected = np.arange(batch.bucket_row_count, dtype=np.int32)
+    return np.concatenate([selected, batch.prompt.rows])
+
+
+def _read_prompt(pieces: tuple[LogprobArrays, ...]) -> PromptValues | None:
+    if not pieces:
+        return None
+    none = np.zeros((sum(len(piece.group.rows) for piece in pieces), 0))
+    tops = [(p.top_ids, p.top_logprobs) for p in pieces if p.top_ids is not None]
+    return PromptValues(
+        np.concatenate([np.array(piece.logprobs) for piece in pieces]),
+        np.concatenate([np.array(piece.ranks) for piece in pieces]),
+        np.concatenate([np.array(ids) for ids, _ in tops]) if tops else none.astype(np.int32),
+        np.concatenate([np.array(v) for _, v in tops]) if tops else none.astype(np.float32),
+    )
+
+
+def _with_unread(tokens: NDArray[np.int32], parity: int, unread: mx.array | None) -> mx.array:
+    """`tokens` [n] int32, those still on the device taken from `unread`; `parity` is the step's."""
+    coded = tokens < 0
     if not coded.any():
-        return mx.array(batch.tokens)
+        return mx.array(tokens)
     if unread is None:
         raise RuntimeError("a row takes a token that no step in flight samples")
     # The codes are of the step before, whose parity is the other one.
-    indices = np.where(coded, decode_pending(batch.tokens, 1 - batch.parity), 0)
+    indices = np.where(coded, decode_pending(tokens, 1 - parity), 0)
     if len(indices) == unread.shape[0] and coded.all() and (np.diff(indices) == 1).all():
         return unread
-    return mx.where(
-        mx.array(coded), unread[mx.array(indices)], mx.array(np.where(coded, 0, batch.tokens))
-    )
+    known = mx.array(np.where(coded, 0, tokens))
+    return mx.where(mx.array(coded), unread[mx.array(indices)], known)

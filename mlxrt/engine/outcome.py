@@ -36,6 +36,8 @@ def outcome_of(flight: Flight, values: StepValues) -> StepOutcome:
         ]
         row = verify(entry.draft_tokens, rows)
         outcome.entry_rows.append(_entry_row(entry, row, answers.get(first)))
+    if values.prompt is not None:
+        values.prompt.give_to(plan.entries, outcome.entry_rows)
     return outcome
 
 

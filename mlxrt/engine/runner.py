@@ -218,6 +218,7 @@ class StepRunner:
                 flight.graph = forward.build_hidden(flight.batch, unread)
             else:
                 sampling = self._rules(flight)
+                self._look_up_prompt(flight.batch)
                 flight.graph = forward.build(flight.batch, sampling, unread)
         except Exception as error:  # whatever it was, only this step fails
             forward.restore(flight.snapshot)
@@ -238,7 +239,8 @@ class StepRunner:
             self._parity = 1 - self._parity
             place_codes(held.batch, self._mirrors, self._parity)
             sampling = self._rules(flight)
-            if sampling is not None and held.hidden is not None:
+            self._look_up_prompt(held.batch)
+            if held.hidden is not None and held.hidden.shape[0]:
                 flight.graph = self._forward.build_sampling(held.hidden, held.batch, sampling)
         except Exception as error:  # whatever it was, only this step fails
             self._fail(flight, _execution_failed("building the sampling", error))
@@ -248,6 +250,11 @@ class StepRunner:
         if flight.batch is None:
             return None
         return step_rules(flight.batch, self._mirrors, flight.plan.masks, self._vocabulary_size)
+
+    def _look_up_prompt(self, batch: Batch | None) -> None:
+        if batch is not None and batch.prompt is not None:
+            prompt = batch.prompt
+            prompt.tokens = self._mirrors.tokens[prompt.lines, prompt.positions]
 
     def _drop(self, ticket: int) -> None:
         """Forgets a forward that will not be sampled."""

@@ -179,9 +179,15 @@ class StepDecoder:
         for name in ("adapter_id", "state_slot_id"):
             if getattr(message, name):
                 raise unsupported(f"{path}.{name}")
-        for name in ("input_embeddings", "prompt_top_logprobs"):
-            if message.HasField(name):
-                raise unsupported(f"{path}.{name}")
+        if message.HasField("input_embeddings"):
+            raise unsupported(f"{path}.input_embeddings")
+        prompt_top = None
+        if message.HasField("prompt_top_logprobs"):
+            prompt_top, maximum = message.prompt_top_logprobs, self._limits.max_top_logprobs
+            if prompt_top > maximum:
+                raise limit_exceeded(
+                    "max_top_logprobs", maximum, prompt_top, f"{path}.prompt_top_logprobs"
+                )
         if len(message.prompt_token_ids) > self._length_max:
             raise limit_exceeded(
                 "max_model_length", self._length_max, len(message.prompt_token_ids),
@@ -195,6 +201,7 @@ class StepDecoder:
             tables=decode_tables(message.tables, f"{path}.tables", self._check_entries),
             sampling=sampling,
             seed=message.sampling.seed if seeded else None,
+            prompt_top_logprobs=prompt_top,
         )
 
     def _item(self, message: step_pb2.StepItem, path: str) -> Item:

@@ -48,6 +48,14 @@ def _encode_result(message: step_pb2.SequenceResult, item: ItemReply) -> None:
         _encode_token(message, accepted)
     message.accepted_draft_count = len(row.accepted)
     _encode_token(message, row)
+    if row.prompt is not None:
+        described, prompt = message.prompt_logprobs, row.prompt
+        described.first_position = prompt.first_position
+        described.logprobs.extend(prompt.logprobs)
+        described.ranks.extend(prompt.ranks)
+        described.top_count = prompt.top_count
+        described.top_token_ids.extend(prompt.top_ids)
+        described.top_logprobs.extend(prompt.top_logprobs)
     if row.logits is not None:
         message.logits.data_type = tensor_pb2.DATA_TYPE_FLOAT32
         message.logits.shape.append(len(row.logits) // _FLOAT32_BYTES)

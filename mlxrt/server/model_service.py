@@ -21,7 +21,7 @@ from mlxrt.server.runtime import Runtime
 from mlxrt.versions import own_version
 
 NAME = "mlxrt.v1.ModelService"
-FEATURES = ("logits", "logprobs", "drafts", "masks", "deferred_sampling")
+FEATURES = ("logits", "logprobs", "drafts", "masks", "deferred_sampling", "prompt_logprobs")
 CHUNK_BYTES_MAX = 1024 * 1024
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",

@@ -26,6 +26,9 @@ _RESULT_BYTES = 192
 left out."""
 _DRAFT_BYTES = 32
 """Most bytes of one accepted draft's part of a reply, its alternatives left out."""
+_PROMPT_ROW_BYTES = 16
+"""Most bytes of one row's part of prompt logprobs, its alternatives left out."""
+_PROMPT_ALTERNATIVE_BYTES = 10
 _MASK_BYTES = 64
 """Most bytes of a row of a mask beside its words."""
 _ALTERNATIVE_BYTES = 12
@@ -77,7 +80,8 @@ def limits_in_force(configured: Limits, facts: ModelFacts) -> Limits:
     carries: an accepted step whose reply is larger than a message could never be answered.
     """
     message_bytes = configured.max_message_bytes
-    # Half for the sequences, half for their alternatives; logits take what that leaves.
+    # Half for the sequences, half for their alternatives; logits take of what that leaves, and
+    # prompts of what is left then.
     half_bytes = message_bytes // 2
     sequences = min(configured.max_step_sequences, half_bytes // _RESULT_BYTES)
     mask_bytes = -(-facts.vocabulary_size // 32) * 4 + _MASK_BYTES
@@ -89,21 +93,25 @@ def limits_in_force(configured: Limits, facts: ModelFacts) -> Limits:
     kept_bytes = sequences * _RESULT_BYTES + drafts * _DRAFT_BYTES
     kept_bytes += (sequences + drafts) * alternatives * _ALTERNATIVE_BYTES
     rest_bytes = message_bytes - max(kept_bytes, _REPLY_SLACK_BYTES)
+    row_bytes = facts.vocabulary_size * _LOGIT_BYTES
+    logits_rows = min(configured.max_logits_rows, rest_bytes // row_bytes)
+    rest_bytes -= logits_rows * row_bytes
+    prompt_row_bytes = _PROMPT_ROW_BYTES + alternatives * _PROMPT_ALTERNATIVE_BYTES
+    prompt_rows = min(configured.max_prompt_logprobs_rows, rest_bytes // prompt_row_bytes)
     limits = replace(
         configured,
         max_model_length=min(configured.max_model_length, facts.max_model_length),
         max_step_sequences=sequences,
         max_step_drafts=drafts,
         max_mask_rows=min(configured.max_mask_rows, half_bytes // mask_bytes),
+        max_prompt_logprobs_rows=prompt_rows,
         max_top_logprobs=alternatives,
-        max_logits_rows=min(
-            configured.max_logits_rows, rest_bytes // (facts.vocabulary_size * _LOGIT_BYTES)
-        ),
+        max_logits_rows=logits_rows,
     )
     if limits != configured:
         lowered = (
             "max_model_length", "max_step_sequences", "max_step_drafts", "max_mask_rows",
-            "max_top_logprobs", "max_logits_rows",
+            "max_prompt_logprobs_rows", "max_top_logprobs", "max_logits_rows",
         )  # fmt: skip
         _log.info(
             "limits lowered for this model", **{name: getattr(limits, name) for name in lowered}

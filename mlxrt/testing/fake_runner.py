@@ -11,11 +11,19 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxrt.core.sampling import GREEDY, Sampling
-from mlxrt.core.step import Entry, Phase, SampledRow, StepOutcome, StepPlan, TokenSource
+from mlxrt.core.step import (
+    Entry,
+    Phase,
+    PromptLogprobs,
+    SampledRow,
+    StepOutcome,
+    StepPlan,
+    TokenSource,
+)
 from mlxrt.core.verification import verify
 from mlxrt.errors import MlxrtError, Reason
 from mlxrt.testing.fake_model import FakeModel
-from mlxrt.testing.fake_sampling import sample_row
+from mlxrt.testing.fake_sampling import describe_token, sample_row
 
 _FIRST_CAPACITY = 64
 _EMPTY: npt.NDArray[Any] = np.zeros(0, np.int64)
@@ -29,6 +37,7 @@ class _Read:
     Attributes:
         lines, lengths, tokens, poisoned: by decode handle; the lengths are those after the row.
         entries: tokens and poisoned by entry, one for each row that is sampled.
+        prompts: by entry, logprobs of the prompt; None without any, a failure where a slot was NaN.
     """
 
     lines: npt.NDArray[Any] = field(default_factory=lambda: _EMPTY)
@@ -36,6 +45,7 @@ class _Read:
     tokens: npt.NDArray[Any] = field(default_factory=lambda: _EMPTY)
     poisoned: npt.NDArray[Any] = field(default_factory=lambda: _EMPTY)
     entries: list[_Rows] = field(default_factory=list)
+    prompts: list[PromptLogprobs | MlxrtError | None] = field(default_factory=list)
 
 
 class FakeRunner:
@@ -97,6 +107,7 @@ class FakeRunner:
             tables = [table[:, :entries].take(read.lines, axis=0) for table in self._tables]
             read.tokens, read.poisoned = self._model.next_tokens(tables, read.lengths)
         read.entries = [self._read_entry(entry) for entry in plan.entries]
+        read.prompts = [self._describe(entry) for entry in plan.entries]
         return read
 
     def _sample(self, plan: StepPlan, read: _Read, masks: Mapping[int, bytes]) -> StepOutcome:
@@ -109,6 +120,11 @@ class FakeRunner:
             self._sample_entry(entry, *rows, allowed.get(entry.handle))
             for entry, rows in zip(plan.entries, read.entries, strict=True)
         ]
+        for row, prompt in zip(outcome.entry_rows, read.prompts, strict=True):
+            if isinstance(prompt, MlxrtError):
+                row.failure = row.failure or prompt
+            elif row.failure is None:
+                row.prompt = prompt
         return outcome
 
     def _allowed(self, data: bytes) -> npt.NDArray[np.bool_]:
@@ -205,6 +221,28 @@ class FakeRunner:
         tables = [np.repeat(table[line : line + 1], count, axis=0) for table in self._tables]
         return self._model.next_tokens(tables, np.arange(length, length + count))
 
+    def _describe(self, entry: Entry) -> PromptLogprobs | MlxrtError | None:
+        """Logprobs of the prompt tokens behind the first rows."""
+        if not entry.prompt_rows:
+            return None
+        line, first = self._line[entry.handle], entry.start + 1
+        lengths = np.arange(first, first + entry.prompt_rows)
+        tables = [np.repeat(t[line : line + 1], len(lengths), axis=0) for t in self._tables]
+        greedy, poisoned = self._model.next_tokens(tables, lengths)
+        if poisoned.any() or entry.handle in self._cursed:
+            return _not_finite()
+        top_count = min(entry.prompt_top, self._model.vocabulary_size)
+        answer = PromptLogprobs(first, [], [], top_count, [], [])
+        for position, token in zip(lengths.tolist(), greedy.tolist(), strict=True):
+            logprob, rank, top = describe_token(
+                self._model.logits(token), int(self._tokens[line, position]), top_count
+            )
+            answer.logprobs.append(logprob)
+            answer.ranks.append(rank)
+            answer.top_ids += [token_id for token_id, _ in top]
+            answer.top_logprobs += [value for _, value in top]
+        return answer
+
     def _sample_entry(
         self,
         entry: Entry,
@@ -242,10 +280,7 @@ class FakeRunner:
     ) -> SampledRow:
         """The row after `length` tokens of the sequence, whose greedy token is `greedy`."""
         if poisoned or handle in self._cursed:
-            failure = MlxrtError(
-                Reason.NON_FINITE_LOGITS, "the model gave NaN logits for this sequence"
-            )
-            return SampledRow(failure=failure)
+            return SampledRow(failure=_not_finite())
         if allowed is not None and not allowed.any():
             failure = MlxrtError(Reason.MASK_EMPTY, "the mask of this sequence allows no token")
             return SampledRow(failure=failure)
@@ -256,6 +291,10 @@ class FakeRunner:
         prompt_length = min(self._prompt_length[handle], length)
         prompt, generated = known[:prompt_length], known[prompt_length:]
         return sample_row(self._model.logits(greedy), rules, seed, prompt, generated, allowed)
+
+
+def _not_finite() -> MlxrtError:
+    return MlxrtError(Reason.NON_FINITE_LOGITS, "the model gave NaN logits for this sequence")
 
 
 def _row_count(plan: StepPlan) -> int:

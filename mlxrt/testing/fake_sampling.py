@@ -59,6 +59,16 @@ def sample_row(
     return row
 
 
+def describe_token(
+    raw: npt.NDArray[np.float32], token: int, top_count: int
+) -> tuple[float, int, list[tuple[int, float]]]:
+    """Of a token after a row of logits: its logprob, its rank, and the most probable tokens."""
+    logprobs = _log_softmax(raw.astype(np.float64))
+    order = np.lexsort((np.arange(logprobs.size), -logprobs))[:top_count] if top_count else ()
+    top = [(int(i), float(logprobs[i])) for i in order]
+    return float(logprobs[token]), 1 + int((logprobs > logprobs[token]).sum()), top
+
+
 def _penalise(
     logits: Row, rules: Sampling, prompt: Sequence[int], generated: Sequence[int]
 ) -> None:

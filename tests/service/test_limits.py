@@ -15,8 +15,8 @@ from mlxrt.testing import FakeEngine
 LIMITS = {
     "max_inflight_steps": 3, "max_step_rows": 12, "max_step_sequences": 4, "max_step_copies": 3,
     "max_logits_rows": 2, "max_step_drafts": 3, "max_mask_rows": 4, "max_sequences": 5,
-    "max_model_length": 20, "max_sessions": 2, "max_logit_bias": 4, "max_top_logprobs": 5,
-    "max_message_bytes": 1 << 16,
+    "max_prompt_logprobs_rows": 6, "max_model_length": 20, "max_sessions": 2,
+    "max_logit_bias": 4, "max_top_logprobs": 5, "max_message_bytes": 1 << 17,
     "min_lease_ttl_ms": 2_000, "max_lease_ttl_ms": 50_000, "default_lease_ttl_ms": 20_000,
 }  # fmt: skip
 
@@ -135,6 +135,30 @@ def test_max_mask_rows(limited: Any) -> None:
     assert session.step(masks=masks[:1], **fields).bucket_row_count == 5
 
 
+def test_max_prompt_logprobs_rows(limited: Any) -> None:
+    session = limited.open()
+    fields: dict[str, Any] = {"new_sequences": [], "items": []}
+    for index in (1, 2):
+        one = prefill(session, index, 5)
+        one["new_sequences"][0].prompt_top_logprobs = 1
+        for name in fields:
+            fields[name] += one[name]
+    # The last row of each prompt describes nothing: eight rows do.
+    past = session.request(step_number=1, **fields)
+    refused_past(limited, "Step", past, "max_prompt_logprobs_rows", 8)
+    fields["items"][1].row_count, fields["items"][1].sample = 2, False
+    reply = session.step(**fields)
+    assert [len(r.prompt_logprobs.logprobs) for r in reply.results] == [4, 2]
+
+
+def test_prompt_logprobs_have_at_most_max_top_logprobs(limited: Any) -> None:
+    session = limited.open()
+    asking = {**new(1)[0], "prompt_top_logprobs": 6}
+    past = session.request(step_number=1, new_sequences=[asking])
+    refused_past(limited, "Step", past, "max_top_logprobs", 6)
+    session.step(new_sequences=[{**asking, "prompt_top_logprobs": 5}])
+
+
 def test_max_sequences(limited: Any) -> None:
     session = limited.open()
     session.step(new_sequences=new(4))
@@ -207,9 +231,9 @@ def test_max_message_bytes(limited: Any) -> None:
         body = size - len(head) - 3
         return head + bytes([body & 0x7F | 0x80, body >> 7 & 0x7F | 0x80, body >> 14]) + bytes(body)
 
-    assert limited.call("OpenSession", padded(1 << 16)).session.epoch == 1
+    assert limited.call("OpenSession", padded(1 << 17)).session.epoch == 1
     with pytest.raises(grpc.RpcError) as raised:
-        limited.call("OpenSession", padded((1 << 16) + 1))
+        limited.call("OpenSession", padded((1 << 17) + 1))
     assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -259,9 +283,6 @@ LATER_IN_A_STEP: dict[str, dict[str, Any]] = {
     "new_sequences[0].adapter_id": {"new_sequences": [{**new(1)[0], "adapter_id": "a"}]},
     "new_sequences[0].state_slot_id": {"new_sequences": [{**new(1)[0], "state_slot_id": 1}]},
     "new_sequences[0].input_embeddings": {"new_sequences": [{**new(1)[0], "input_embeddings": {}}]},
-    "new_sequences[0].prompt_top_logprobs": {
-        "new_sequences": [{**new(1)[0], "prompt_top_logprobs": 0}]
-    },
     "items[0].return_hidden_state": {"items": [{"sequence_id": 1, "return_hidden_state": True}]},
 }
 

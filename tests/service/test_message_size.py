@@ -138,3 +138,22 @@ def test_the_largest_answer_to_a_step_fits(launch: Callable[..., Any]) -> None:
     assert len(reply.results[99].top_logprobs[0].entries) == limits.max_top_logprobs
     assert reply.ByteSize() <= MESSAGE_BYTES
     assert server.call("Step", session.request(step_number=1, **fields)).replayed
+
+
+def test_the_longest_prompt_logprobs_fit(launch: Callable[..., Any]) -> None:
+    server = launch(
+        FakeEngine(vocabulary_size=3900, num_blocks=128, block_size=4),
+        limits={
+            "max_message_bytes": MESSAGE_BYTES, "max_logits_rows": 0, "max_top_logprobs": 20,
+            "max_step_sequences": 8,
+        },
+    )  # fmt: skip
+    limits = server.server.runtime.limits
+    rows, top = limits.max_prompt_logprobs_rows, limits.max_top_logprobs
+    assert rows > 100 and top > 5
+    session = server.open()
+    fields = session.prefill_fields(1, [3899] * (rows + 1), session.allocate(rows // 4 + 1))
+    fields["new_sequences"][0].prompt_top_logprobs = top
+    reply = session.step(**fields)
+    assert len(reply.results[0].prompt_logprobs.top_token_ids) == rows * top
+    assert MESSAGE_BYTES // 4 < reply.ByteSize() <= MESSAGE_BYTES

@@ -57,13 +57,18 @@ def new_sequence(
     prompt_token_ids: Sequence[int],
     tables: Tables | None = None,
     sampling: SamplingParams | None = None,
+    prompt_top_logprobs: int | None = None,
 ) -> NewSequence:
-    """Returns a registration; without `sampling` the sequence is greedy."""
+    """Returns a registration; without `sampling` the sequence is greedy.
+
+    With `prompt_top_logprobs` its items answer logprobs of the prompt, with so many alternatives.
+    """
     return NewSequence(
         sequence_id=sequence_id,
         prompt_token_ids=prompt_token_ids,
         tables=block_tables(tables or {}),
         sampling=sampling,
+        prompt_top_logprobs=prompt_top_logprobs,
     )
 
 

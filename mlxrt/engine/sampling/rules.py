@@ -109,3 +109,9 @@ class LogprobGroup:
     row_indices: mx.array
     source_indices: mx.array | None
     depth: int
+
+    @classmethod
+    def of_all(cls, count: int, depth: int) -> LogprobGroup:
+        """All `count` rows of a source, with `depth` alternatives each."""
+        rows = list(range(count))
+        return cls(rows, [depth] * count, mx.arange(count, dtype=mx.int32), None, depth)

@@ -102,7 +102,7 @@ class Sampled:
         finite = np.array(self.finite)[: self.count]
         if not finite.all():
             for row in np.flatnonzero(~finite).tolist():
-                details[row] = SampledRow(failure=_non_finite())
+                details[row] = SampledRow(failure=non_finite())
         return tokens, details
 
 
@@ -111,7 +111,8 @@ def mask_empty() -> MlxrtError:
     return MlxrtError(Reason.MASK_EMPTY, "the mask of this sequence allows no token")
 
 
-def _non_finite() -> MlxrtError:
+def non_finite() -> MlxrtError:
+    """The failure of a row of non-finite logits."""
     return MlxrtError(
         Reason.NON_FINITE_LOGITS, "the model gave NaN or infinite logits for this sequence"
     )

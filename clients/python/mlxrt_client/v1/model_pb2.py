@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from . import tensor_pb2 as mlxrt_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mlxrt/v1/model.proto\x12\x08mlxrt.v1\x1a\x15mlxrt/v1/tensor.proto\"\x16\n\x14GetServerInfoRequest\"\xe2\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0bmlx_version\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x16\n\x0e\x61ttention_path\x18\x05 \x01(\t\x12\x0c\n\x04\x62las\x18\x06 \x01(\t\x12$\n\x05state\x18\x07 \x01(\x0e\x32\x15.mlxrt.v1.ServerState\x12 \n\x06limits\x18\x08 \x01(\x0b\x32\x10.mlxrt.v1.Limits\x12\x10\n\x08\x66\x65\x61tures\x18\t \x03(\t\"\xb7\x03\n\x06Limits\x12\x1a\n\x12max_inflight_steps\x18\x01 \x01(\r\x12\x15\n\rmax_step_rows\x18\x02 \x01(\r\x12\x1a\n\x12max_step_sequences\x18\x03 \x01(\r\x12\x17\n\x0fmax_step_copies\x18\x04 \x01(\r\x12\x17\n\x0fmax_logits_rows\x18\x05 \x01(\r\x12\x15\n\rmax_sequences\x18\x06 \x01(\r\x12\x18\n\x10max_model_length\x18\x07 \x01(\r\x12\x14\n\x0cmax_sessions\x18\x08 \x01(\r\x12\x19\n\x11max_message_bytes\x18\t \x01(\r\x12\x16\n\x0emax_logit_bias\x18\n \x01(\r\x12\x18\n\x10max_top_logprobs\x18\x0b \x01(\r\x12\x18\n\x10min_lease_ttl_ms\x18\x0c \x01(\r\x12\x18\n\x10max_lease_ttl_ms\x18\r \x01(\r\x12\x1c\n\x14\x64\x65\x66\x61ult_lease_ttl_ms\x18\x0e \x01(\r\x12\x16\n\x0estored_replies\x18\x0f \x01(\r\x12\x17\n\x0fmax_step_drafts\x18\x10 \x01(\r\x12\x15\n\rmax_mask_rows\x18\x11 \x01(\r\"\x15\n\x13GetModelInfoRequest\"\x99\x02\n\x14GetModelInfoResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x12\n\nmodel_type\x18\x02 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x03 \x01(\r\x12\x18\n\x10max_model_length\x18\x04 \x01(\r\x12(\n\x0ckv_data_type\x18\x05 \x01(\x0e\x32\x12.mlxrt.v1.DataType\x12\x12\n\nblock_size\x18\x06 \x01(\r\x12#\n\x06groups\x18\x07 \x03(\x0b\x32\x13.mlxrt.v1.GroupInfo\x12\x15\n\rend_token_ids\x18\x08 \x03(\r\x12\x13\n\x0b\x66ingerprint\x18\t \x01(\t\x12\x17\n\x0f\x62\x65gin_token_ids\x18\n \x03(\r\"\x8e\x01\n\tGroupInfo\x12\r\n\x05group\x18\x01 \x01(\r\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.mlxrt.v1.GroupKind\x12\x15\n\rlayer_indices\x18\x03 \x03(\r\x12\x0e\n\x06window\x18\x04 \x01(\r\x12\x13\n\x0b\x62lock_count\x18\x05 \x01(\r\x12\x13\n\x0b\x62lock_bytes\x18\x06 \x01(\x04\"\x15\n\x13GetTokenizerRequest\"M\n\x14GetTokenizerResponse\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x13\n\x0b\x66ile_sha256\x18\x03 \x01(\t\"6\n\x12LoadAdapterRequest\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"*\n\x13LoadAdapterResponse\x12\x13\n\x0b\x61\x64\x61pter_ids\x18\x01 \x03(\t\"*\n\x14UnloadAdapterRequest\x12\x12\n\nadapter_id\x18\x01 \x01(\t\",\n\x15UnloadAdapterResponse\x12\x13\n\x0b\x61\x64\x61pter_ids\x18\x01 \x03(\t*\x93\x01\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SERVER_STATE_LOADING\x10\x01\x12\x18\n\x14SERVER_STATE_SERVING\x10\x02\x12\x19\n\x15SERVER_STATE_DRAINING\x10\x03\x12\x17\n\x13SERVER_STATE_FAILED\x10\x04*i\n\tGroupKind\x12\x1a\n\x16GROUP_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fGROUP_KIND_FULL\x10\x01\x12\x15\n\x11GROUP_KIND_WINDOW\x10\x02\x12\x14\n\x10GROUP_KIND_STATE\x10\x03\x42,\n\x0c\x64\x65v.mlxrt.v1P\x01Z\x1amlxrt.dev/mlxrt/v1;mlxrtv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14mlxrt/v1/model.proto\x12\x08mlxrt.v1\x1a\x15mlxrt/v1/tensor.proto\"\x16\n\x14GetServerInfoRequest\"\xe2\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0bmlx_version\x18\x02 \x01(\t\x12\x13\n\x0binstance_id\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x16\n\x0e\x61ttention_path\x18\x05 \x01(\t\x12\x0c\n\x04\x62las\x18\x06 \x01(\t\x12$\n\x05state\x18\x07 \x01(\x0e\x32\x15.mlxrt.v1.ServerState\x12 \n\x06limits\x18\x08 \x01(\x0b\x32\x10.mlxrt.v1.Limits\x12\x10\n\x08\x66\x65\x61tures\x18\t \x03(\t\"\xd9\x03\n\x06Limits\x12\x1a\n\x12max_inflight_steps\x18\x01 \x01(\r\x12\x15\n\rmax_step_rows\x18\x02 \x01(\r\x12\x1a\n\x12max_step_sequences\x18\x03 \x01(\r\x12\x17\n\x0fmax_step_copies\x18\x04 \x01(\r\x12\x17\n\x0fmax_logits_rows\x18\x05 \x01(\r\x12\x15\n\rmax_sequences\x18\x06 \x01(\r\x12\x18\n\x10max_model_length\x18\x07 \x01(\r\x12\x14\n\x0cmax_sessions\x18\x08 \x01(\r\x12\x19\n\x11max_message_bytes\x18\t \x01(\r\x12\x16\n\x0emax_logit_bias\x18\n \x01(\r\x12\x18\n\x10max_top_logprobs\x18\x0b \x01(\r\x12\x18\n\x10min_lease_ttl_ms\x18\x0c \x01(\r\x12\x18\n\x10max_lease_ttl_ms\x18\r \x01(\r\x12\x1c\n\x14\x64\x65\x66\x61ult_lease_ttl_ms\x18\x0e \x01(\r\x12\x16\n\x0estored_replies\x18\x0f \x01(\r\x12\x17\n\x0fmax_step_drafts\x18\x10 \x01(\r\x12\x15\n\rmax_mask_rows\x18\x11 \x01(\r\x12 \n\x18max_prompt_logprobs_rows\x18\x12 \x01(\r\"\x15\n\x13GetModelInfoRequest\"\x99\x02\n\x14GetModelInfoResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x12\n\nmodel_type\x18\x02 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x03 \x01(\r\x12\x18\n\x10max_model_length\x18\x04 \x01(\r\x12(\n\x0ckv_data_type\x18\x05 \x01(\x0e\x32\x12.mlxrt.v1.DataType\x12\x12\n\nblock_size\x18\x06 \x01(\r\x12#\n\x06groups\x18\x07 \x03(\x0b\x32\x13.mlxrt.v1.GroupInfo\x12\x15\n\rend_token_ids\x18\x08 \x03(\r\x12\x13\n\x0b\x66ingerprint\x18\t \x01(\t\x12\x17\n\x0f\x62\x65gin_token_ids\x18\n \x03(\r\"\x8e\x01\n\tGroupInfo\x12\r\n\x05group\x18\x01 \x01(\r\x12!\n\x04kind\x18\x02 \x01(\x0e\x32\x13.mlxrt.v1.GroupKind\x12\x15\n\rlayer_indices\x18\x03 \x03(\r\x12\x0e\n\x06window\x18\x04 \x01(\r\x12\x13\n\x0b\x62lock_count\x18\x05 \x01(\r\x12\x13\n\x0b\x62lock_bytes\x18\x06 \x01(\x04\"\x15\n\x13GetTokenizerRequest\"M\n\x14GetTokenizerResponse\x12\x11\n\tfile_name\x18\x01 \x01(\t\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x13\n\x0b\x66ile_sha256\x18\x03 \x01(\t\"6\n\x12LoadAdapterRequest\x12\x12\n\nadapter_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"*\n\x13LoadAdapterResponse\x12\x13\n\x0b\x61\x64\x61pter_ids\x18\x01 \x03(\t\"*\n\x14UnloadAdapterRequest\x12\x12\n\nadapter_id\x18\x01 \x01(\t\",\n\x15UnloadAdapterResponse\x12\x13\n\x0b\x61\x64\x61pter_ids\x18\x01 \x03(\t*\x93\x01\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x18\n\x14SERVER_STATE_LOADING\x10\x01\x12\x18\n\x14SERVER_STATE_SERVING\x10\x02\x12\x19\n\x15SERVER_STATE_DRAINING\x10\x03\x12\x17\n\x13SERVER_STATE_FAILED\x10\x04*i\n\tGroupKind\x12\x1a\n\x16GROUP_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fGROUP_KIND_FULL\x10\x01\x12\x15\n\x11GROUP_KIND_WINDOW\x10\x02\x12\x14\n\x10GROUP_KIND_STATE\x10\x03\x42,\n\x0c\x64\x65v.mlxrt.v1P\x01Z\x1amlxrt.dev/mlxrt/v1;mlxrtv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,32 +33,32 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mlxrt.v1.model_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\014dev.mlxrt.v1P\001Z\032mlxrt.dev/mlxrt/v1;mlxrtv1'
-  _globals['_SERVERSTATE']._serialized_start=1497
-  _globals['_SERVERSTATE']._serialized_end=1644
-  _globals['_GROUPKIND']._serialized_start=1646
-  _globals['_GROUPKIND']._serialized_end=1751
+  _globals['_SERVERSTATE']._serialized_start=1531
+  _globals['_SERVERSTATE']._serialized_end=1678
+  _globals['_GROUPKIND']._serialized_start=1680
+  _globals['_GROUPKIND']._serialized_end=1785
   _globals['_GETSERVERINFOREQUEST']._serialized_start=57
   _globals['_GETSERVERINFOREQUEST']._serialized_end=79
   _globals['_GETSERVERINFORESPONSE']._serialized_start=82
   _globals['_GETSERVERINFORESPONSE']._serialized_end=308
   _globals['_LIMITS']._serialized_start=311
-  _globals['_LIMITS']._serialized_end=750
-  _globals['_GETMODELINFOREQUEST']._serialized_start=752
-  _globals['_GETMODELINFOREQUEST']._serialized_end=773
-  _globals['_GETMODELINFORESPONSE']._serialized_start=776
-  _globals['_GETMODELINFORESPONSE']._serialized_end=1057
-  _globals['_GROUPINFO']._serialized_start=1060
-  _globals['_GROUPINFO']._serialized_end=1202
-  _globals['_GETTOKENIZERREQUEST']._serialized_start=1204
-  _globals['_GETTOKENIZERREQUEST']._serialized_end=1225
-  _globals['_GETTOKENIZERRESPONSE']._serialized_start=1227
-  _globals['_GETTOKENIZERRESPONSE']._serialized_end=1304
-  _globals['_LOADADAPTERREQUEST']._serialized_start=1306
-  _globals['_LOADADAPTERREQUEST']._serialized_end=1360
-  _globals['_LOADADAPTERRESPONSE']._serialized_start=1362
-  _globals['_LOADADAPTERRESPONSE']._serialized_end=1404
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=1406
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=1448
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=1450
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=1494
+  _globals['_LIMITS']._serialized_end=784
+  _globals['_GETMODELINFOREQUEST']._serialized_start=786
+  _globals['_GETMODELINFOREQUEST']._serialized_end=807
+  _globals['_GETMODELINFORESPONSE']._serialized_start=810
+  _globals['_GETMODELINFORESPONSE']._serialized_end=1091
+  _globals['_GROUPINFO']._serialized_start=1094
+  _globals['_GROUPINFO']._serialized_end=1236
+  _globals['_GETTOKENIZERREQUEST']._serialized_start=1238
+  _globals['_GETTOKENIZERREQUEST']._serialized_end=1259
+  _globals['_GETTOKENIZERRESPONSE']._serialized_start=1261
+  _globals['_GETTOKENIZERRESPONSE']._serialized_end=1338
+  _globals['_LOADADAPTERREQUEST']._serialized_start=1340
+  _globals['_LOADADAPTERREQUEST']._serialized_end=1394
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=1396
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=1438
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=1440
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=1482
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=1484
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=1528
 # @@protoc_insertion_point(module_scope)

@@ -58,7 +58,7 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., mlx_version: _Optional[str] = ..., instance_id: _Optional[str] = ..., device: _Optional[str] = ..., attention_path: _Optional[str] = ..., blas: _Optional[str] = ..., state: _Optional[_Union[ServerState, str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., features: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_inflight_steps", "max_step_rows", "max_step_sequences", "max_step_copies", "max_logits_rows", "max_sequences", "max_model_length", "max_sessions", "max_message_bytes", "max_logit_bias", "max_top_logprobs", "min_lease_ttl_ms", "max_lease_ttl_ms", "default_lease_ttl_ms", "stored_replies", "max_step_drafts", "max_mask_rows")
+    __slots__ = ("max_inflight_steps", "max_step_rows", "max_step_sequences", "max_step_copies", "max_logits_rows", "max_sequences", "max_model_length", "max_sessions", "max_message_bytes", "max_logit_bias", "max_top_logprobs", "min_lease_ttl_ms", "max_lease_ttl_ms", "default_lease_ttl_ms", "stored_replies", "max_step_drafts", "max_mask_rows", "max_prompt_logprobs_rows")
     MAX_INFLIGHT_STEPS_FIELD_NUMBER: _ClassVar[int]
     MAX_STEP_ROWS_FIELD_NUMBER: _ClassVar[int]
     MAX_STEP_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +76,7 @@ class Limits(_message.Message):
     STORED_REPLIES_FIELD_NUMBER: _ClassVar[int]
     MAX_STEP_DRAFTS_FIELD_NUMBER: _ClassVar[int]
     MAX_MASK_ROWS_FIELD_NUMBER: _ClassVar[int]
+    MAX_PROMPT_LOGPROBS_ROWS_FIELD_NUMBER: _ClassVar[int]
     max_inflight_steps: int
     max_step_rows: int
     max_step_sequences: int
@@ -93,7 +94,8 @@ class Limits(_message.Message):
     stored_replies: int
     max_step_drafts: int
     max_mask_rows: int
-    def __init__(self, max_inflight_steps: _Optional[int] = ..., max_step_rows: _Optional[int] = ..., max_step_sequences: _Optional[int] = ..., max_step_copies: _Optional[int] = ..., max_logits_rows: _Optional[int] = ..., max_sequences: _Optional[int] = ..., max_model_length: _Optional[int] = ..., max_sessions: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_logit_bias: _Optional[int] = ..., max_top_logprobs: _Optional[int] = ..., min_lease_ttl_ms: _Optional[int] = ..., max_lease_ttl_ms: _Optional[int] = ..., default_lease_ttl_ms: _Optional[int] = ..., stored_replies: _Optional[int] = ..., max_step_drafts: _Optional[int] = ..., max_mask_rows: _Optional[int] = ...) -> None: ...
+    max_prompt_logprobs_rows: int
+    def __init__(self, max_inflight_steps: _Optional[int] = ..., max_step_rows: _Optional[int] = ..., max_step_sequences: _Optional[int] = ..., max_step_copies: _Optional[int] = ..., max_logits_rows: _Optional[int] = ..., max_sequences: _Optional[int] = ..., max_model_length: _Optional[int] = ..., max_sessions: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_logit_bias: _Optional[int] = ..., max_top_logprobs: _Optional[int] = ..., min_lease_ttl_ms: _Optional[int] = ..., max_lease_ttl_ms: _Optional[int] = ..., default_lease_ttl_ms: _Optional[int] = ..., stored_replies: _Optional[int] = ..., max_step_drafts: _Optional[int] = ..., max_mask_rows: _Optional[int] = ..., max_prompt_logprobs_rows: _Optional[int] = ...) -> None: ...
 
 class GetModelInfoRequest(_message.Message):
     __slots__ = ()
