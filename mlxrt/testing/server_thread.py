@@ -16,6 +16,7 @@ from mlxrt.exit_code import ExitCode
 from mlxrt.server.app import Server
 from mlxrt.server.lifecycle import ServerState
 from mlxrt.server.runtime import Runtime
+from mlxrt.telemetry.tracing import StepTracer
 from mlxrt.testing.fake_engine import FakeEngine
 from mlxrt.testing.fault_points import instrument
 from mlxrt.testing.faults import Faults
@@ -46,6 +47,7 @@ class ServerThread:
         *,
         start_timeout_s: float = 60.0,
         faults: Faults | None = None,
+        tracer: StepTracer | None = None,
         **settings: Any,
     ) -> None:
         """Prepares the server.
@@ -54,8 +56,10 @@ class ServerThread:
             engine: not started yet; None for a FakeEngine of the default size.
             start_timeout_s: longest wait for it to serve.
             faults: what shall go wrong in it.
+            tracer: makes the spans of steps, over what the settings say.
             settings: of mlxrt.config.Settings, over DEFAULTS.
         """
+        self._tracer = tracer
         self.engine: Engine = engine if engine is not None else FakeEngine()
         self.address = ""
         self.exit_code: ExitCode | None = None
@@ -114,7 +118,7 @@ class ServerThread:
 
     async def _serve(self) -> ExitCode:
         self._loop = asyncio.get_running_loop()
-        self._server = Server(self._settings, self.engine)
+        self._server = Server(self._settings, self.engine, tracer=self._tracer)
         if self._faults is not None:
             instrument(self._server, self.engine, self._faults)
         self._server.lifecycle.subscribe(self._on_state)
