@@ -217,19 +217,57 @@ def bench_attention(
     dtypes: Annotated[
         list[str] | None, typer.Option("--dtype", help="float32, float16, bfloat16.")
     ] = None,
+    layouts: Annotated[
+        list[str] | None, typer.Option("--layout", help="token_major, head_major.")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="The whole grid, where nothing else is chosen.")
+    ] = False,
     seconds: Annotated[float, typer.Option(min=0.0, help="Time for each figure of a cell.")] = 0.3,
+    sweeps: Annotated[int, typer.Option(min=1, help="Sweeps over the grid.")] = 2,
+    memory_gb: Annotated[
+        float, typer.Option(min=0.1, help="Cells that need more are left out.")
+    ] = 8.0,
     json_path: JsonPath = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print each cell as a CSV: line.")] = False,
+    plots: Annotated[Path | None, typer.Option(help="A folder for PNGs.")] = None,
 ) -> None:
-    """Paged decode attention beside gather + SDPA and contiguous SDPA. On the CPU for now."""
-    from mlxrt.bench import attention, tables
+    """Paged decode attention beside gather + SDPA and contiguous SDPA, on the default device."""
+    from mlxrt.bench import attention, attention_plots, tables
+    from mlxrt.bench.attention_arms import LAYOUTS
 
+    if plots is not None:
+        try:
+            attention_plots.require_plots()
+        except ImportError as error:
+            raise ConfigError(f"--plots: {error}") from error
+    every = attention.FULL_GRID if full else ((1024, 4096, 16384), (1, 4), (16,))
+    grid = attention.Grid(
+        tuple(contexts or every[0]), tuple(batches or every[1]), tuple(block_sizes or every[2]),
+        _chosen("--dtype", dtypes, ("bfloat16", "float32"), ("float32", "float16", "bfloat16")),
+        _chosen("--layout", layouts, LAYOUTS, LAYOUTS),
+        seconds, sweeps, int(memory_gb * 1e9),
+    )  # fmt: skip
     console = Console(stderr=True)
     report = attention.bench_attention(
-        contexts or [1024, 4096, 16384], batches or [1, 4], block_sizes or [16],
-        dtypes or ["bfloat16", "float32"], seconds,
-        lambda cell: console.print(str(cell), highlight=False, soft_wrap=True),
-    )  # fmt: skip
+        grid, lambda cell: console.print(str(cell), highlight=False, soft_wrap=True)
+    )
+    if csv:
+        cells: Any = report["cells"]
+        typer.echo("\n".join(attention.csv_lines(cells)))
+    if plots is not None:
+        for path in attention_plots.write_plots(report, plots):
+            console.print(str(path), highlight=False, soft_wrap=True)
     _write_report(report, json_path, tables.attention_table(report))
+
+
+def _chosen(
+    option: str, given: list[str] | None, default: tuple[str, ...], known: tuple[str, ...]
+) -> tuple[str, ...]:
+    for name in given or ():
+        if name not in known:
+            raise ConfigError(f"{option} {name}: one of {', '.join(known)}")
+    return tuple(given or default)
 
 
 @bench.command("hostile")

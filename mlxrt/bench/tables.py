@@ -34,18 +34,23 @@ def attention_table(report: dict[str, Any]) -> Table:
     bandwidth."""
     bandwidth = report["read_gb_per_s"]
     table = Table(
-        "dtype", "context", "batch", "block", "paged", "gather", "gather only", "append",
+        "dtype", "layout", "context", "batch", "block", "paged", "gather", "gather only", "append",
         "contiguous", "gather / paged", "of bandwidth", "fragmentation",
         title=f"decode attention, µs on {report['device']}; reads {bandwidth} GB/s",
     )  # fmt: skip
     for cell in report["cells"]:
+        paged = cell["paged_us"]
         table.add_row(
-            cell["dtype"], str(cell["context"]), str(cell["batch"]), str(cell["block_size"]),
-            f"{cell['paged_us']:.0f}", f"{cell['gather_us']:.0f}", f"{cell['gather_only_us']:.0f}",
+            cell["dtype"], cell["layout"], str(cell["context"]), str(cell["batch"]),
+            str(cell["block_size"]), "" if paged is None else f"{paged:.0f}",
+            f"{cell['gather_us']:.0f}", f"{cell['gather_only_us']:.0f}",
             f"{cell['append_us']:.0f}", f"{cell['contiguous_us']:.0f}",
-            f"{cell['gather_us'] / cell['paged_us']:.0f}",
-            f"{100 * cell['paged_gb_per_s'] / bandwidth:.0f} %", f"{cell['fragmentation']:.2f}",
+            "" if paged is None else f"{cell['gather_us'] / paged:.1f}",
+            "" if paged is None else f"{100 * cell['paged_gb_per_s'] / bandwidth:.0f} %",
+            "" if paged is None else f"{cell['fragmentation']:.2f}",
         )  # fmt: skip
+    if report["left_out"]:
+        table.caption = f"left out for want of memory: {len(report['left_out'])} cells"
     return table
 
 

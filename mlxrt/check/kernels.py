@@ -211,13 +211,15 @@ def _count(operation: str) -> int:
 def _speed_table() -> Table:
     """A few cells of decode and of a prompt's chunk, beside what MLX does without the kernels."""
     from mlxrt.bench.attention import measure_cell
+    from mlxrt.bench.attention_arms import Place
 
     table = Table(
         "context", "batch", "paged µs", "gather + SDPA µs", "gather / paged", "GB/s",
         title="decode attention, bfloat16, 16 query and 8 KV heads of 128, block 16",
     )  # fmt: skip
     for context, batch in SPEED_CELLS:
-        cell = measure_cell(context, batch, 16, "bfloat16", 0.2)
+        cell = measure_cell(Place(context, batch, 16, "token_major", "bfloat16"), 0.2)
+        assert cell.paged_us is not None and cell.paged_gb_per_s is not None
         table.add_row(
             str(context), str(batch), f"{cell.paged_us:.0f}", f"{cell.gather_us:.0f}",
             f"{cell.gather_us / cell.paged_us:.1f}", f"{cell.paged_gb_per_s:.0f}",

@@ -25,7 +25,7 @@ CORE_FORBIDDEN = {
     "datetime",
 }
 
-FILES_OF_EXTRAS = {"mlxrt/telemetry/tracing.py": "otel"}
+FILES_OF_EXTRAS = {"mlxrt/bench/attention_plots.py": "plots", "mlxrt/telemetry/tracing.py": "otel"}
 """The only files that may import what an extra brings, and which."""
 
 PROBE = """

@@ -49,8 +49,10 @@ def test_bench_step_knows_its_models() -> None:
 def test_bench_attention_ran_the_native_op() -> None:
     options = ["--context", "100", "--batch", "2", "--dtype", "float32", "--seconds", "0"]
     report = _report("attention", *options)
-    assert report["read_gb_per_s"] > 0
-    (cell,) = report["cells"]
-    assert (cell["context"], cell["batch"], cell["block_size"]) == (100, 2, 16)
-    assert cell["path"] == "native"
-    assert all(cell[name] > 0 for name in cell if name.endswith("_us"))
+    assert report["read_gb_per_s"] > 0 and report["sweeps"] == 2 and report["left_out"] == []
+    paged, gathered = report["cells"]
+    assert (paged["context"], paged["batch"], paged["block_size"]) == (100, 2, 16)
+    assert (paged["layout"], paged["path"]) == ("token_major", "native")
+    assert (gathered["layout"], gathered["path"]) == ("head_major", "gather")
+    assert all(paged[name] > 0 for name in paged if name.endswith("_us"))
+    assert gathered["paged_us"] is None and gathered["gather_us"] > 0
