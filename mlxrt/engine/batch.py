@@ -70,6 +70,9 @@ class Batch:
         return len(self.tokens)
 
 
+_NO_CODES: IntArray = np.zeros(0, np.int32)
+
+
 def padded(row_count: int, buckets: tuple[int, ...]) -> int:
     """The smallest bucket that holds the rows; their own number where none does."""
     index = bisect_left(buckets, row_count)
@@ -143,7 +146,7 @@ def build_batch(
         selected_positions=ends[selected_sequences] - backs,
         selected_rows=None if len(selected_rows) == bucket else selected_rows.astype(np.int32),
         parity=parity,
-        codes=encode_pending(coded, parity),
+        codes=_NO_CODES,
         coded=coded,
         overwrites=overwrites,
         prompt=PromptRows.of(entries, lines[decode_count:], query_start[decode_count:-1]),

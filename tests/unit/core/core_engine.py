@@ -11,6 +11,7 @@ from random import Random
 
 from mlxrt.core.model import ModelFacts
 from mlxrt.core.step import Entry, SampledRow, StepOutcome, StepPlan, TokenSource
+from mlxrt.core.verification import verify
 from mlxrt.errors import MlxrtError, Reason
 
 Content = int | None
@@ -101,7 +102,10 @@ class ProvenanceEngine:
         if random.random() < 0.5:
             self._copy(plan)
         named = [(h, s, 1) for h, s in zip(plan.decode_handles, plan.decode_starts, strict=True)]
-        named += [(entry.handle, entry.start, entry.count) for entry in plan.entries]
+        named += [
+            (entry.handle, entry.start, entry.count + len(entry.draft_tokens))
+            for entry in plan.entries
+        ]
         for handle, start, count in named:
             for position in range(start, start + count):
                 if random.random() < 0.7:
@@ -114,8 +118,10 @@ class ProvenanceEngine:
             for position in [p for p in tokens if p >= entry.start]:
                 del tokens[position]
             tokens.update(enumerate(entry.token_ids, entry.start))
+        end = entry.start + entry.count
+        tokens.update(enumerate(entry.draft_tokens, end))
         contents: list[Content] = []
-        for position in range(entry.start, entry.start + entry.count):
+        for position in range(entry.start, end + len(entry.draft_tokens)):
             # A plan behind one that failed may name a token that was never sampled; nobody hears of
             # its rows.
             content = None
@@ -125,14 +131,24 @@ class ProvenanceEngine:
             self._write(entry.handle, position, content)
             contents.append(content)
             self.rows_run += 1
-        self.contents[ticket][entry.handle] = contents
+        drafts = entry.draft_tokens
+        rows = [self._row_of(contents[: entry.count + i]) for i in range(1 + len(drafts))]
+        row = verify(drafts, rows)
+        kept = end + len(row.accepted)
+        self.contents[ticket][entry.handle] = contents[: kept - entry.start]
+        for position in range(kept, end + len(entry.draft_tokens)):
+            del tokens[position]
+        if row.failure is not None or not entry.sample:
+            return SampledRow(failure=row.failure)
+        assert row.token is not None
+        tokens[kept] = row.token
+        return row
+
+    def _row_of(self, contents: list[Content]) -> SampledRow:
+        """What is sampled after these rows."""
         if None in contents:
             return SampledRow(failure=MlxrtError(Reason.NON_FINITE_LOGITS, "not a number"))
-        if not entry.sample:
-            return SampledRow()
-        token = sampled_token(contents[-1], self.facts.vocabulary_size)
-        tokens[entry.start + entry.count] = token
-        return SampledRow(token=token)
+        return SampledRow(token=sampled_token(contents[-1], self.facts.vocabulary_size))
 
     def _slot(self, handle: int, group: int, position: int) -> tuple[int, int, int]:
         index, offset = divmod(position, self.facts.block_size)

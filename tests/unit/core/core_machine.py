@@ -465,6 +465,9 @@ class CoreMachine(RuleBasedStateMachine):
             if item.sequence_id in good:
                 assert result.row.token == expected[item.sequence_id].token
                 assert result.position == expected[item.sequence_id].position
+                assert len(result.row.accepted) == expected[item.sequence_id].accepted
+                executed["accepted drafts"] += len(result.row.accepted)
+                executed["rejected drafts"] += len(item.draft_tokens) - len(result.row.accepted)
             elif item.row_count or item.sequence_id in event.dead:
                 assert result.row.failure is not None
                 sequence = view.sequences.get(item.sequence_id)

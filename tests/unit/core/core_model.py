@@ -24,6 +24,7 @@ class Known:
     position: int = 0
     given: bool = False
     failed: bool = False
+    unsettled: bool = False
 
     def copy(self) -> Known:
         return Known(
@@ -32,6 +33,7 @@ class Known:
             self.position,
             self.given,
             self.failed,
+            self.unsettled,
         )
 
 
@@ -86,6 +88,7 @@ class Rows:
     contents: list[Content]
     token: int | None
     position: int
+    accepted: int = 0
 
 
 class Machine:
@@ -120,8 +123,13 @@ class Machine:
         for group, count in (item.leading_holes or {}).items():
             sequence.tables[group][:count] = [0] * count
 
-    def run(self, state: State, event: StepEvent, failing: set[int]) -> dict[int, Rows]:
-        """The whole step; sequences in `failing` (ids) fail. Answers the rows by sequence id."""
+    def run(
+        self, state: State, event: StepEvent, failing: set[int], *, settled: bool = True
+    ) -> dict[int, Rows]:
+        """The whole step; sequences in `failing` (ids) fail. Answers the rows by sequence id.
+
+        Unless `settled`, no draft is accepted, and who has drafts can't have rows any more.
+        """
         self.accept(state, event)
         read = {(g, d): list(state.blocks[g, s]) for g, s, d in event.step.copies}
         state.blocks.update(read)
@@ -135,7 +143,7 @@ class Machine:
                     for group, block_id, offset in self._slots(sequence, item, event):
                         del state.blocks[group, block_id][offset:]
                 elif not sequence.failed:
-                    results[item.sequence_id] = self._rows(state, sequence, item)
+                    results[item.sequence_id] = self._rows(state, sequence, item, settled)
                 sequence.failed |= item.sequence_id in failing
         return results
 
@@ -165,38 +173,64 @@ class Machine:
         size = self.facts.block_size
         return [
             (group, sequence.tables[group][position // size], position % size)
-            for position in range(start, start + item.row_count)
+            for position in range(start, start + item.row_count + len(item.draft_tokens))
             for group in self.groups
         ]
 
-    def _rows(self, state: State, sequence: Known, item: Item) -> Rows:
+    def _rows(self, state: State, sequence: Known, item: Item, settled: bool) -> Rows:
         start = sequence.position if item.start_position is None else item.start_position
         if item.source is TokenSource.EXPLICIT:
             sequence.tokens[start:] = item.token_ids
             sequence.given = True
-        rows = Rows([], None, start + item.row_count)
-        size = self.facts.block_size
-        for position in range(start, start + item.row_count):
-            read: list[Content] = []
-            for group in self.groups:
-                for p in range(self.first_read(group, position), position):
-                    block = state.blocks[group, sequence.tables[group][p // size]]
-                    read.append(block[p % size] if p % size < len(block) else None)
-            content = row_content(sequence.tokens[position], position, read)
+        end = start + item.row_count
+        rows = Rows([], None, end)
+        for position in range(start, end):
+            content = self._row(state, sequence, position, sequence.tokens[position])
             rows.contents.append(content)
-            for group in self.groups:
-                block_id = sequence.tables[group][position // size]
-                offset = position % size
-                if offset <= len(state.blocks[group, block_id]):
-                    state.blocks[group, block_id][offset : offset + 1] = [content]
-        sequence.position = rows.position
         if item.sample:
-            # A token that will fail is never seen; until then plans only count it.
-            last = rows.contents[-1]
-            rows.token = 0 if last is None else sampled_token(last, self.facts.vocabulary_size)
-            sequence.tokens.append(rows.token)
+            rows.token = self._sampled(rows)
             sequence.given = True
+        kept = settled
+        for position, draft in enumerate(item.draft_tokens, end):
+            kept = kept and rows.token == draft
+            content = self._row(state, sequence, position, draft, keep=kept)
+            if kept:
+                rows.contents.append(content)
+                rows.position, rows.accepted = position + 1, rows.accepted + 1
+                sequence.tokens.append(draft)
+                rows.token = self._sampled(rows)
+        sequence.position = rows.position
+        if rows.token is not None:
+            sequence.tokens.append(rows.token)
+        sequence.unsettled = bool(item.draft_tokens) and not settled
         return rows
+
+    def _sampled(self, rows: Rows) -> int:
+        """The token after the rows. One that will fail is never seen; until then plans only count
+        it.
+        """
+        last = rows.contents[-1]
+        return 0 if last is None else sampled_token(last, self.facts.vocabulary_size)
+
+    def _row(
+        self, state: State, sequence: Known, position: int, token: int, *, keep: bool = True
+    ) -> Content:
+        """Computes a row; what a draft that is not kept leaves behind the end of a block is
+        nobody's, and inside the block it takes the place of what stood there.
+        """
+        size = self.facts.block_size
+        read: list[Content] = []
+        for group in self.groups:
+            for p in range(self.first_read(group, position), position):
+                block = state.blocks[group, sequence.tables[group][p // size]]
+                read.append(block[p % size] if p % size < len(block) else None)
+        content = row_content(token, position, read)
+        for group in self.groups:
+            contents = state.blocks[group, sequence.tables[group][position // size]]
+            offset = position % size
+            if offset < len(contents) + keep:
+                contents[offset : offset + 1] = [content]
+        return content
 
 
 def _rows_of(step: StepInput) -> list[Item]:
@@ -228,7 +262,9 @@ class SessionModel:
 
     def planned(self) -> State:
         """After everything accepted."""
-        return self._replay(lambda state, event: self.machine.run(state, event, set()))
+        return self._replay(
+            lambda state, event: self.machine.run(state, event, set(), settled=False)
+        )
 
     def committed(self) -> State:
         """What GetSession should show: positions as committed, tables as accepted."""

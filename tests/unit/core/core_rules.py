@@ -74,7 +74,7 @@ class Rules:
         found: set[Reason] = set()
         changes = item.append is not None or item.replace is not None or item.leading_holes
         if item.row_count == 0:
-            extra = item.source or item.sample or item.return_logits
+            extra = item.source or item.sample or item.return_logits or item.draft_tokens
             if not changes or extra or item.start_position is not None:
                 found.add(Reason.FIELD_INVALID)
         elif item.source is None:
@@ -85,6 +85,10 @@ class Rules:
                 found.add(Reason.FIELD_INVALID)
         elif item.source is TokenSource.LAST_SAMPLED and item.row_count != 1:
             found.add(Reason.FIELD_INVALID)
+        if item.draft_tokens:
+            found |= self._tokens(list(item.draft_tokens))
+            if not item.sample or item.return_logits:
+                found.add(Reason.FIELD_INVALID)
         if item.append is not None and item.replace is not None:
             found.add(Reason.FIELD_INVALID)
         if found or sequence.failed:
@@ -153,6 +157,8 @@ class Rules:
 
     def _position(self, sequence: Known, item: Item) -> set[Reason]:
         found: set[Reason] = set()
+        if sequence.unsettled:
+            return {Reason.POSITION_UNKNOWN}
         known, stands = len(sequence.tokens), sequence.position
         if item.start_position is None and item.replace is not None:
             found.add(Reason.POSITION_INVALID)
@@ -166,7 +172,8 @@ class Rules:
             known = end
         if end > known or (item.sample and end != known):
             found.add(Reason.POSITION_INVALID)
-        if end > self.facts.max_model_length or known + item.sample > self.facts.max_model_length:
+        longest = max(end, known + item.sample + len(item.draft_tokens))
+        if longest > self.facts.max_model_length:
             found.add(Reason.LIMIT_EXCEEDED)
         return found
 
@@ -175,7 +182,7 @@ class Rules:
     ) -> set[Reason]:
         found: set[Reason] = set()
         start = sequence.position if item.start_position is None else item.start_position
-        end = start + item.row_count
+        end = start + item.row_count + len(item.draft_tokens)
         size = self.facts.block_size
         for group, table in enumerate(sequence.tables):
             for position in range(self.machine.first_read(group, start), end):

@@ -63,6 +63,7 @@ class StepMaker:
             (2, self._pierce),
             (2, self._copy_shared),
             (1, self._copy_over),
+            (8 * decodable, self._verify),
         ]
         weights, actions = zip(*choices, strict=True)
         self.random.choices(actions, weights)[0](sequence_id, sequence)
@@ -77,6 +78,16 @@ class StepMaker:
                     self.unused[group].pop() for _ in range(lacking) if self.unused[group]
                 ]
         return {g: ids for g, ids in append.items() if ids} or None
+
+    def _verify(self, sequence_id: int, sequence: Known) -> None:
+        """A decode with drafts, of which one in seven is right."""
+        drafts = [self.random.randrange(7 + (self.random.random() < 0.03)) for _ in range(2)]
+        end = sequence.position + 1 + len(drafts)
+        append = self._append_for(sequence.tables, end)
+        if end < self.facts.max_model_length:
+            item = Item(sequence_id, 1, None, TokenSource.LAST_SAMPLED, append=append)
+            item.sample, item.draft_tokens = self.random.random() < 0.95, drafts
+            self.parts["items"].append(item)
 
     def _decode(self, sequence_id: int, sequence: Known) -> None:
         append = self._append_for(sequence.tables, sequence.position + 1)
