@@ -4,11 +4,13 @@ for.
 
 from __future__ import annotations
 
+import io
 import threading
 from collections import Counter
 
 import mlx.core as mx
 import pytest
+from mlx_lm.models.cache import make_prompt_cache
 
 from mlxrt import kernels
 
@@ -64,6 +66,42 @@ def test_the_native_path_runs_the_kernels_once_per_layer_and_the_gather_path_non
         assert counted["kv_write"] == calls * steps
         assert calls * (steps - 1) <= counted["paged_attention"] <= calls * steps
         assert counted["copy_blocks"] == 0
+
+
+def _operation_count(arrays: list[mx.array]) -> int:
+    """Operations of the lazy graph that ends in `arrays`."""
+    graph = io.StringIO()
+    mx.export_to_dot(graph, *arrays)
+    return graph.getvalue().count("shape=rectangle")
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama"])
+def test_a_decode_step_has_no_more_operations_than_mlx_lms_own(
+    name, checkpoint, start_engine, make_scheduler, make_oracle, monkeypatch
+):
+    running = start_engine(checkpoint(name), attention="native")
+    counts: list[int] = []
+    launch = mx.async_eval
+
+    def counted(arrays: list[mx.array]) -> None:
+        counts.append(_operation_count(arrays))
+        launch(arrays)
+
+    scheduler = make_scheduler(running, seed=1, in_flight=1)
+    for index in range(8):
+        scheduler.add([1 + index, 2, 3], 3)
+    scheduler.step(scheduler.sequences, chunk=8)
+    monkeypatch.setattr(mx, "async_eval", counted)
+    scheduler.step(scheduler.sequences, chunk=1)
+    monkeypatch.undo()
+    assert scheduler.seen["decode"] == 8
+    model = make_oracle(checkpoint(name)).model
+    caches = make_prompt_cache(model)
+    mx.eval(model(mx.ones((8, 3), mx.int32), cache=caches))
+    tokens = model(mx.ones((8, 1), mx.int32), cache=caches)[:, -1].argmax(-1)
+    held = [array for cache in caches for array in (cache.keys, cache.values)]
+    [ours] = counts
+    assert 100 < ours <= _operation_count([tokens, *held])
 
 
 @pytest.mark.parametrize("path", ["gather", "native"])
