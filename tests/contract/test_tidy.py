@@ -33,7 +33,7 @@ def python_files(*folders: str) -> list[Path]:
 
 
 PRODUCT = python_files("mlxrt", "clients")
-TESTS = python_files("tests")
+TESTS = python_files("tests", "native")
 NATIVE = sorted(p for p in (ROOT / "native").rglob("*") if p.suffix in {".cpp", ".h", ".hpp"})
 
 
@@ -44,7 +44,7 @@ def named(path: Path) -> str:
 
 def test_ruff_is_content() -> None:
     """Line length, imports, names and known mistakes are ruff's to find."""
-    folders = ["mlxrt", "tests", "clients"]
+    folders = ["mlxrt", "tests", "clients", "native"]
     result = subprocess.run(
         [sys.executable, "-m", "ruff", "check", "--output-format", "concise", *folders],
         cwd=ROOT, capture_output=True, text=True,
@@ -108,6 +108,12 @@ def is_overload(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """Returns whether a definition only declares a type, or sets what a property documents."""
     names = {ast.unparse(decorator).split(".")[-1] for decorator in node.decorator_list}
     return bool(names & {"overload", "setter", "override"})
+
+
+def test_the_emulator_is_typed_to_the_last_function() -> None:
+    command = [sys.executable, "-m", "mypy", "--no-error-summary", "--strict", "emulator"]
+    result = subprocess.run(command, cwd=ROOT / "native", capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
 
 
 def test_the_client_is_typed_to_the_last_function() -> None:
