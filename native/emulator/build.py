@@ -63,7 +63,7 @@ def build_program(name: str, sources: tuple[str, ...], flags: tuple[str, ...]) -
     folder = Path(tempfile.mkdtemp(prefix="mlxrt_emulator_"))
     files = [str(HERE.parent / source) for source in sources]
     common = ("-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{HERE.parent}")
-    _compile([*common, *flags, *files], folder / name, "")
+    _compile([*common, *files, *flags], folder / name, "")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder / name
 

@@ -1,0 +1,89 @@
+// Encodes one call of each op with the recording encoder and prints what it was told. Arguments:
+// "attention", "kv_write", "copy_blocks", or "strided" and "unaligned", which must be refused.
+
+#include <cstdio>
+#include <cstring>
+#include <exception>
+
+#include "metal/encode.h"
+#include "mlx/device.h"
+#include "mlx/ops.h"
+
+namespace {
+
+namespace mx = mlx::core;
+using namespace mlxrt;
+
+void show(const std::vector<mx::array>& arrays) {
+  for (size_t i = 0; i < arrays.size(); ++i) {
+    std::printf("array %zu %p\n", i, static_cast<const void*>(arrays[i].buffer().ptr()));
+  }
+}
+
+std::vector<mx::array> filled(const std::vector<mx::Shape>& shapes, mx::Dtype dtype) {
+  std::vector<mx::array> arrays;
+  for (const auto& shape : shapes) {
+    arrays.push_back(mx::zeros(shape, dtype));
+    arrays.back().eval();
+  }
+  return arrays;
+}
+
+std::vector<mx::array> attention_arrays() {
+  auto arrays = filled({{3, 4, 64}, {40, 16, 2, 64}, {40, 16, 2, 64}}, mx::float16);
+  for (auto& a : filled({{2, 16}, {3}, {2}}, mx::int32)) {
+    arrays.push_back(a);
+  }
+  arrays.push_back(filled({{3, 4, 64}}, mx::float16)[0]);
+  return arrays;
+}
+
+metal::Plan attention_plan() {
+  gpu::AttentionShape shape{};
+  shape.element = 1;
+  shape.head_dim = 64;
+  shape.num_q_heads = 4;
+  shape.num_kv_heads = 2;
+  shape.block_size = 16;
+  shape.num_blocks = 40;
+  shape.max_blocks = 16;
+  shape.num_sequences = 2;
+  shape.num_rows = 3;
+  shape.cores = 1000;
+  return metal::plan_paged_attention(shape);
+}
+
+void run(const char* what, const mx::Stream& stream) {
+  if (!std::strcmp(what, "kv_write")) {
+    const auto arrays = filled(
+        {{2, 8, 1, 8}, {2, 8, 1, 8}, {3, 1, 8}, {3, 1, 8}, {3}, {2, 8, 1, 8}, {2, 8, 1, 8}},
+        mx::float32);
+    show(arrays);
+    metal::encode(metal::plan_kv_write({3, 16, 32, 32}), arrays, stream, what);
+  } else if (!std::strcmp(what, "copy_blocks")) {
+    const auto arrays = filled({{4, 8}, {2}, {2}, {4, 8}}, mx::float32);
+    show(arrays);
+    metal::encode(metal::plan_copy_blocks({2, 4, {32}}), arrays, stream, what);
+  } else {
+    auto arrays = attention_arrays();
+    if (!std::strcmp(what, "strided")) {
+      arrays[0] = mx::transpose(filled({{64, 4, 3}}, mx::float16)[0]);
+      arrays[0].eval();
+    } else if (!std::strcmp(what, "unaligned")) {
+      arrays[0] = mx::slice(filled({{3 * 4 * 64 + 4}}, mx::float16)[0], {4}, {3 * 4 * 64 + 4});
+      arrays[0].eval();
+    }
+    show(arrays);
+    metal::encode(attention_plan(), arrays, stream, "paged_attention");
+  }
+}
+
+} // namespace
+
+int main(int, char** words) try {
+  run(words[1], mx::default_stream(mx::Device::cpu));
+  return 0;
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "%s\n", error.what());
+  return 1;
+}

@@ -1,0 +1,102 @@
+"""What the Metal host tells MLX's encoder, by an encoder that records it: order, temporaries."""
+
+from __future__ import annotations
+
+import subprocess
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from emulator.build import build_program
+
+NATIVE = Path(__file__).resolve().parents[2] / "native"
+
+
+@cache
+def program() -> Path:
+    """Builds the host's encoder against the recording header and the installed MLX."""
+    spec = find_spec("mlx")
+    assert spec is not None and spec.submodule_search_locations is not None
+    (mlx,) = (Path(p) for p in spec.submodule_search_locations if (Path(p) / "include").exists())
+    flags = (
+        f"-I{NATIVE / 'tests' / 'recording_metal'}", "-isystem", str(mlx / "include"),
+        f'-DMLXRT_GPU_SOURCE_FOLDER="{NATIVE / "kernels/gpu"}"', "-Wno-restrict",
+        f"-Wl,-rpath,{mlx / 'lib'}", str(mlx / "lib" / "libmlx.so"),
+    )  # fmt: skip
+    sources = (
+        "tests/metal_encode.cpp", "metal/encode.cpp", "metal/plan.cpp", "metal/text.cpp",
+        "kernels/gpu/launch.cpp",
+    )  # fmt: skip
+    return build_program("metal_encode", sources, flags)
+
+
+def told(what: str) -> tuple[list[str], list[str]]:
+    """Returns the addresses of the arrays, and what the encoder was told, one line each."""
+    result = subprocess.run([program(), what], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    arrays = [line.split()[2] for line in lines if line.startswith("array")]
+    return arrays, [line for line in lines if not line.startswith("array")]
+
+
+def test_attention_registers_the_pools_as_written_and_only_its_scratch_as_temporary() -> None:
+    arrays, lines = told("attention")
+    q, k_pool, v_pool, tables, _, _, out = arrays
+    temporaries = [line.split()[1] for line in lines if line.startswith("temporary")]
+    assert len(temporaries) == 4 and not set(temporaries) & set(arrays)
+    first_dispatch = lines.index(next(line for line in lines if line.startswith("dispatch")))
+    before = lines[:first_dispatch]
+    for pool, index in ((k_pool, 1), (v_pool, 2)):
+        assert f"input {pool} {index}" in before and f"registered {pool}" in before
+    assert f"output {out} 7" in before and f"input {tables} 3" in before
+    registered = {line.split()[1] for line in lines if line.startswith("registered")}
+    assert registered == {k_pool, v_pool}
+    # No sinks, no arrivals: something is bound, and no order follows from it.
+    assert f"buffer {out} 6" in before and f"buffer {q} 10" in before
+
+
+def test_a_merge_reads_what_the_parts_wrote() -> None:
+    _, lines = told("attention")
+    pipelines = [line.split()[-1] for line in lines if line.startswith("pipeline")]
+    assert [name.startswith("merge_") for name in pipelines] == [False, True, False, True]
+    written = {line.split()[1] for line in lines if line.startswith("output")}
+    read = {line.split()[1] for line in lines if line.startswith("input")}
+    temporaries = {line.split()[1] for line in lines if line.startswith("temporary")}
+    assert temporaries <= written and temporaries <= read
+
+
+def test_every_library_is_named_for_what_its_text_is_made_for() -> None:
+    _, lines = told("attention")
+    libraries = {line.split()[1]: line.split()[2] for line in lines if line.startswith("library")}
+    assert len(libraries) == 2 and all(int(size) > 5000 for size in libraries.values())
+    for field in ("element1", "head_dim64", "queries", "softcap0"):
+        assert all(field in name for name in libraries), field
+
+
+def test_writes_go_to_the_new_handles() -> None:
+    arrays, lines = told("kv_write")
+    outputs = [line for line in lines if line.startswith("output")]
+    assert outputs == [f"output {arrays[5]} 3", f"output {arrays[6]} 4"]
+    assert not any(line.startswith(("temporary", "registered")) for line in lines)
+    assert "dispatch 3 1 1 by 128 1 1" in lines
+
+
+def test_a_copy_reads_before_it_writes() -> None:
+    arrays, lines = told("copy_blocks")
+    pool = arrays[3]
+    (scratch,) = (line.split()[1] for line in lines if line.startswith("temporary"))
+    bound = [line for line in lines if line.startswith(("input", "output"))]
+    order = [line for line in bound if line.endswith((" 0", " 3"))]
+    assert order == [
+        f"input {pool} 0", f"output {scratch} 3", f"input {scratch} 0", f"output {pool} 3",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"), [("strided", "is not row-contiguous"), ("unaligned", "no multiple of 16")]
+)
+def test_what_kernels_could_not_read_is_refused(what: str, reason: str) -> None:
+    result = subprocess.run([program(), what], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("[paged_attention] array 0") and reason in result.stderr
