@@ -23,7 +23,7 @@ GATHERED_POSITIONS_MAX = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
-class _Segment:
+class Segment:
     """The rows `first` to `last - 1` of one sequence.
 
     Attributes:
@@ -69,7 +69,7 @@ class _Prepared:
     row_count: int
     padding_count: int
     singles: tuple[_Singles, ...]
-    segments: tuple[_Segment, ...]
+    segments: tuple[Segment, ...]
     order: mx.array | None
 
 
@@ -100,10 +100,7 @@ class GatherPath:
         for index in alone:
             first, last = host.query_start[index : index + 2].tolist()
             rows += range(first, last)
-            begin, context = int(begins[index]), int(host.context_len[index])
-            held = slice(begin // host.block_size, -(-context // host.block_size))
-            blocks = mx.array(host.block_tables[index, held])
-            segments.append(_Segment(first, last, blocks, begin, context))
+            segments.append(segment_of(host, index, window))
         in_order = rows == list(range(row_count))
         return _Prepared(
             blocks=mx.array((slots // host.block_size).astype(np.int32)),
@@ -147,7 +144,7 @@ class GatherPath:
             _attend_singles(queries, pool, group, scale, sinks) for group in prepared.singles
         ]
         outputs += [
-            _attend_sequence(queries, pool, segment, scale, window, sinks)
+            attend_segment(queries, pool, segment, scale, window, sinks)
             for segment in prepared.segments
         ]
         output = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=0)
@@ -181,6 +178,14 @@ def _begins(host: HostRows, window: int) -> NDArray[np.int32]:
         return np.zeros_like(host.context_len)
     first_rows = host.context_len - np.diff(host.query_start)
     return np.maximum(first_rows + 1 - window, 0).astype(np.int32)
+
+
+def segment_of(host: HostRows, index: int, window: int) -> Segment:
+    """Sequence `index` as a segment."""
+    first, last = host.query_start[index : index + 2].tolist()
+    begin, context = int(_begins(host, window)[index]), int(host.context_len[index])
+    held = slice(begin // host.block_size, -(-context // host.block_size))
+    return Segment(first, last, mx.array(host.block_tables[index, held]), begin, context)
 
 
 def _part(host: HostRows, begins: NDArray[np.int32]) -> tuple[list[list[int]], list[int]]:
@@ -250,15 +255,15 @@ def _attend_singles(
     return output.squeeze(2)
 
 
-def _attend_sequence(
+def attend_segment(
     queries: mx.array,
     pool: tuple[mx.array, mx.array],
-    segment: _Segment,
+    segment: Segment,
     scale: float,
     window: int,
     sinks: mx.array | None,
 ) -> mx.array:
-    """Attention of one sequence's rows: `[n, Hq, D]`."""
+    """Attention of a segment's rows: `[n, Hq, D]`."""
     keys, values = (_gather(array, segment) for array in pool)
     rows = queries[segment.first : segment.last].transpose(1, 0, 2)[None]
     output = mx.fast.scaled_dot_product_attention(
@@ -267,7 +272,7 @@ def _attend_sequence(
     return output[0].transpose(1, 0, 2)
 
 
-def _gather(pool: mx.array, segment: _Segment) -> mx.array:
+def _gather(pool: mx.array, segment: Segment) -> mx.array:
     """Positions `begin` to `context - 1` of the sequence as `[1, Hkv, n, D]`."""
     skipped = segment.begin % pool.shape[1]
     rows = pool[segment.blocks].reshape(-1, *pool.shape[2:])
@@ -275,7 +280,7 @@ def _gather(pool: mx.array, segment: _Segment) -> mx.array:
     return rows.transpose(1, 0, 2)[None]
 
 
-def _mask(segment: _Segment, window: int) -> mx.array | str | None:
+def _mask(segment: Segment, window: int) -> mx.array | str | None:
     """What the rows may not see of what was gathered; None where they see all of it."""
     count = segment.last - segment.first
     if count == 1:

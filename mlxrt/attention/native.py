@@ -1,14 +1,39 @@
-"""The native path: aliasing writes and one varlen paged attention, by `mlxrt.kernels`."""
+"""The native path: aliasing writes and one varlen paged attention, by `mlxrt.kernels`.
+
+On a GPU the rows of a long chunk are better served by a gather and MLX's own attention, beside the
+kernels in the same call; both are counted.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 
 from mlxrt import kernels
+from mlxrt.attention.floors import gathers_chunk
+from mlxrt.attention.gather import Segment, attend_segment, segment_of
 from mlxrt.attention.metadata import StepMetadata
 from mlxrt.attention.path import AttendCounts
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """A step as this path needs it.
+
+    Attributes:
+        context_len: [S] int32, what the kernels are told: 0 where a segment has the rows.
+        most_rows, positions: of the sequences that the kernels serve, see `kernels`.
+        segments: sequences whose blocks are gathered.
+    """
+
+    metadata: StepMetadata
+    context_len: mx.array
+    most_rows: int
+    positions: int
+    segments: tuple[Segment, ...]
 
 
 class NativePath:
@@ -19,44 +44,94 @@ class NativePath:
 
     def __init__(self) -> None:
         self.counts = AttendCounts()
+        self._on_gpu = mx.default_device() == mx.gpu
 
-    def prepare(self, metadata: StepMetadata, window: int = 0) -> StepMetadata:
-        """The kernels take the metadata as they are."""
-        return metadata
+    def prepare(self, metadata: StepMetadata, window: int = 0) -> _Prepared:
+        """Finds out which sequences go where."""
+        host = metadata.host
+        counts = np.diff(host.query_start)
+        seen = np.minimum(host.context_len, window + counts) if window else host.context_len
+        is_gathered = np.zeros(len(counts), bool)
+        if self._on_gpu:
+            is_gathered = gathers_chunk(counts, seen)
+        context_len = metadata.context_len
+        if is_gathered.any():
+            context_len = mx.array(np.where(is_gathered, 0, host.context_len).astype(np.int32))
+        kept = ~is_gathered
+        return _Prepared(
+            metadata=metadata,
+            context_len=context_len,
+            most_rows=int(counts[kept].max(initial=0)),
+            positions=int(seen[kept].sum()),
+            segments=tuple(
+                segment_of(host, index, window) for index in np.flatnonzero(is_gathered).tolist()
+            ),
+        )
 
     def write(
         self,
         keys: mx.array,
         values: mx.array,
         new: tuple[mx.array, mx.array],
-        prepared: StepMetadata,
+        prepared: _Prepared,
     ) -> tuple[mx.array, mx.array]:
         """As `AttentionPath.write`; the handles returned alias the pool."""
-        written = kernels.kv_write(keys, values, new[0], new[1], prepared.slots)
+        written = kernels.kv_write(keys, values, new[0], new[1], prepared.metadata.slots)
         return written[0], written[1]
 
     def attend(
         self,
         queries: mx.array,
         pool: tuple[mx.array, mx.array],
-        prepared: StepMetadata,
+        prepared: _Prepared,
         *,
         scale: float,
         window: int,
         sinks: mx.array | None,
     ) -> mx.array:
         """As `AttentionPath.attend`."""
+        if not prepared.segments:
+            return self._attend_native(queries, pool, prepared, scale, window, sinks)
+        self.counts.gather += 1
+        own = None
+        if prepared.most_rows:
+            own = self._attend_native(queries, pool, prepared, scale, window, sinks)
+        pieces = []
+        row = 0
+        for segment in prepared.segments:
+            if own is not None and segment.first > row:
+                pieces.append(own[row : segment.first])
+            pieces.append(attend_segment(queries, pool, segment, scale, window, sinks))
+            row = segment.last
+        if row < queries.shape[0]:
+            # Rows of sequences that the kernels serve, or padding.
+            rest = queries.shape[0] - row
+            shape = (rest, queries.shape[1], pool[1].shape[3])
+            pieces.append(mx.zeros(shape, queries.dtype) if own is None else own[row:])
+        return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=0)
+
+    def _attend_native(
+        self,
+        queries: mx.array,
+        pool: tuple[mx.array, mx.array],
+        prepared: _Prepared,
+        scale: float,
+        window: int,
+        sinks: mx.array | None,
+    ) -> mx.array:
         self.counts.native += 1
         return kernels.paged_attention(
             queries,
             pool[0],
             pool[1],
-            prepared.block_tables,
-            prepared.query_start,
+            prepared.metadata.block_tables,
+            prepared.metadata.query_start,
             prepared.context_len,
             scale=scale,
             window=window,
             sinks=sinks,
+            most_rows=prepared.most_rows,
+            positions=prepared.positions,
         )
 
     def copy_blocks(

@@ -2,29 +2,40 @@
 
 Importing this module imports `mlx.core`. If another BLAS is wanted, `mlxrt.blas` must have loaded
 it before. Raises ImportError if the extension and the installed MLX do not fit together.
+
+With mlx-cuda the ops come from `_native_cuda`, if this build has it; else from `_native`, which
+runs on the CPU and, on macOS, on Metal.
 """
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from mlxrt.kernels._native import (
-    built_mlx_version,
-    copy_blocks,
-    counters,
-    data_address,
-    kv_write,
-    num_threads,
-    paged_attention,
-    probe,
-    read_bandwidth,
-    reset_counters,
-    set_num_threads,
-    set_simd_level,
-    simd_level,
-    simd_levels,
-)
+if TYPE_CHECKING:
+    from mlxrt.kernels import _native
+else:
+    _cuda = mx.cuda.is_available() and importlib.util.find_spec("mlxrt.kernels._native_cuda")
+    _native = importlib.import_module(f"mlxrt.kernels.{'_native_cuda' if _cuda else '_native'}")
+
+built_mlx_version = _native.built_mlx_version
+copy_blocks = _native.copy_blocks
+counters = _native.counters
+data_address = _native.data_address
+gpu_refusal = _native.gpu_refusal
+kv_write = _native.kv_write
+num_threads = _native.num_threads
+paged_attention = _native.paged_attention
+read_bandwidth = _native.read_bandwidth
+reset_counters = _native.reset_counters
+set_num_threads = _native.set_num_threads
+set_simd_level = _native.set_simd_level
+simd_level = _native.simd_level
+simd_levels = _native.simd_levels
 
 try:
-    probe(mx.array(0))
+    _native.probe(mx.array(0))
 except TypeError as error:
     raise ImportError(
         "mlxrt's extension was built with another nanobind than MLX "
@@ -36,6 +47,7 @@ __all__ = [
     "copy_blocks",
     "counters",
     "data_address",
+    "gpu_refusal",
     "kv_write",
     "num_threads",
     "paged_attention",

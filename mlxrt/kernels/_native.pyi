@@ -8,12 +8,13 @@ Symbols in shapes:
     num_q_heads  a multiple of num_kv_heads
     key_dim      head size of queries and keys, value_dim that of values; multiples of 8
 
-The operations build a graph and run when it is evaluated, on the CPU; on a GPU stream the
-evaluation raises RuntimeError (`--attention gather` is the way there). Building checks ranks,
-shapes and dtypes (ValueError "[operation] argument ..."); evaluating checks every index before it
-is followed, and raises RuntimeError from `mx.eval`. After such an error the outputs hold no defined
-values: discard the step. Like all of MLX, they must be built and evaluated by the thread that owns
-the stream.
+The operations build a graph and run when it is evaluated. Building checks ranks, shapes and dtypes
+(ValueError "[operation] argument ..."). On the CPU evaluating checks every index before it is
+followed, and raises RuntimeError from `mx.eval`. After such an error the outputs hold no defined
+values: discard the step. A GPU can't raise: a slot or block past the pool is not written, and a
+row that would need one comes out as NaN. A build without kernels for the GPU at hand raises
+RuntimeError there (`--attention gather` is the way). Like all of MLX, they must be built and
+evaluated by the thread that owns the stream.
 """
 
 import mlx.core as mx
@@ -90,6 +91,8 @@ def paged_attention(
     window: int = 0,
     softcap: float = 0.0,
     sinks: mx.array | None = None,
+    most_rows: int = 0,
+    positions: int = 0,
     stream: mx.Stream | mx.Device | mx.ThreadLocalStream | None = None,
 ) -> mx.array:
     """Returns causal attention of each sequence's rows over its blocks, accumulated in float32.
@@ -99,7 +102,7 @@ def paged_attention(
     block, not a block wholly outside the window (its table entry may be anything). A row's bits
     depend on its own query, position and visible keys and values: not on the batch, on how a prompt
     was cut into chunks, on the block size or on threads; they do depend on the instruction set
-    (`simd_level`).
+    (`simd_level`). On a GPU the last bits also depend on the step's shapes and hints.
 
     Args:
         q: [T, num_q_heads, key_dim] float32, bfloat16 or float16; any strides.
@@ -116,6 +119,10 @@ def paged_attention(
         softcap: c > 0: a scaled score s becomes c * tanh(s / c); 0: none.
         sinks: [num_q_heads]: a logit per head that takes weight and gives no value, as in
             mx.fast.scaled_dot_product_attention; used in float32.
+        most_rows: Rows of the sequence that has most, if the caller knows: 1 spares a GPU the
+            kernel for the others. Rows of a sequence with more are then undefined on a GPU.
+        positions: That the rows see, each sequence's counted once, if the caller knows: a GPU cuts
+            contexts by it.
         stream: Stream or device; default: the current stream.
 
     Returns:
@@ -126,6 +133,12 @@ def paged_attention(
         RuntimeError: at evaluation: query_start, context_len or a needed entry of block_tables is
         out
             of range, a pool is not row-contiguous, or the stream is a GPU's.
+    """
+
+def gpu_refusal(q: mx.array, k_pool: mx.array, v_pool: mx.array) -> str:
+    """Returns why no GPU kernel attends over these, by their shapes and dtypes; empty if one does.
+
+    On a GPU `paged_attention` raises RuntimeError with this reason when it is evaluated.
     """
 
 def counters() -> dict[str, int]:

@@ -5,7 +5,6 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
-#include "simd/dispatch.h"
 #include "mlx/version.h"
 #include "mlxrt/bandwidth.h"
 #include "mlxrt/copy_blocks.h"
@@ -13,6 +12,8 @@
 #include "mlxrt/kv_write.h"
 #include "mlxrt/paged_attention.h"
 #include "mlxrt/thread_pool.h"
+#include "simd/dispatch.h"
+#include "src/gpu_shape.h"
 
 namespace nb = nanobind;
 namespace mx = mlx::core;
@@ -49,7 +50,7 @@ nb::dict counters() {
 } // namespace
 
 // Docstrings stand in mlxrt/kernels/_native.pyi.
-NB_MODULE(_native, m) {
+NB_MODULE(MLXRT_MODULE, m) {
   check_mlx_version();
   nb::module_::import_("mlx.core");
   m.attr("built_mlx_version") = built_mlx_version;
@@ -61,9 +62,20 @@ NB_MODULE(_native, m) {
         nb::kw_only(), "stream"_a = nb::none());
   m.def("copy_blocks", &mlxrt::copy_blocks, "pools"_a, "sources"_a, "destinations"_a,
         nb::kw_only(), "stream"_a = nb::none());
-  m.def("paged_attention", &mlxrt::paged_attention, "q"_a, "k_pool"_a, "v_pool"_a,
-        "block_tables"_a, "query_start"_a, "context_len"_a, nb::kw_only(), "scale"_a,
-        "window"_a = 0, "softcap"_a = 0.0f, "sinks"_a = nb::none(), "stream"_a = nb::none());
+  m.def("paged_attention",
+        [](const mx::array& q, const mx::array& k_pool, const mx::array& v_pool,
+           const mx::array& block_tables, const mx::array& query_start,
+           const mx::array& context_len, float scale, int window, float softcap,
+           const std::optional<mx::array>& sinks, int most_rows, int64_t positions,
+           mx::StreamOrDevice stream) {
+          return mlxrt::paged_attention(q, k_pool, v_pool, block_tables, query_start, context_len,
+                                        scale, window, softcap, sinks, {most_rows, positions},
+                                        stream);
+        },
+        "q"_a, "k_pool"_a, "v_pool"_a, "block_tables"_a, "query_start"_a, "context_len"_a,
+        nb::kw_only(), "scale"_a, "window"_a = 0, "softcap"_a = 0.0f, "sinks"_a = nb::none(),
+        "most_rows"_a = 0, "positions"_a = 0, "stream"_a = nb::none());
+  m.def("gpu_refusal", &mlxrt::gpu::refusal, "q"_a, "k_pool"_a, "v_pool"_a);
 
   m.def("counters", &counters);
   m.def("reset_counters", &mlxrt::reset_evaluation_counts);

@@ -83,6 +83,8 @@ void PagedAttention::eval_gpu(const std::vector<mx::array>& inputs, mx::array& o
   shape.has_sinks = inputs.size() > 6;
   shape.scale = scale_;
   shape.softcap = softcap_;
+  shape.most_rows = hints_.most_rows;
+  shape.positions = hints_.positions;
   const auto plan = metal::plan_paged_attention(shape);
   if (plan.dispatches.empty() && output.size() > 0) {
     throw std::runtime_error("[paged_attention] the GPU kernels serve no step without sequences");

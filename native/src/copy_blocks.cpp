@@ -31,10 +31,11 @@ std::vector<mx::array> copy_blocks(
     dtypes.push_back(pools[i].dtype());
     inputs.push_back(pools[i]);
   }
-  inputs.push_back(sources);
-  inputs.push_back(destinations);
+  auto s = mx::to_stream(stream);
+  inputs.push_back(for_kernels(sources, s));
+  inputs.push_back(for_kernels(destinations, s));
   return mx::array::make_arrays(
-      std::move(shapes), dtypes, std::make_shared<CopyBlocks>(mx::to_stream(stream)), inputs);
+      std::move(shapes), dtypes, std::make_shared<CopyBlocks>(s), inputs);
 }
 
 std::vector<mx::Shape> CopyBlocks::output_shapes(const std::vector<mx::array>& inputs) {

@@ -42,9 +42,9 @@ std::pair<mx::array, mx::array> kv_write(
       std::make_shared<KVWrite>(s),
       {k_pool,
        v_pool,
-       mx::astype(keys, k_pool.dtype(), s),
-       mx::astype(values, v_pool.dtype(), s),
-       slots});
+       for_kernels(mx::astype(keys, k_pool.dtype(), s), s),
+       for_kernels(mx::astype(values, v_pool.dtype(), s), s),
+       for_kernels(slots, s)});
   return {pools[0], pools[1]};
 }
 

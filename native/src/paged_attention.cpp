@@ -59,30 +59,36 @@ mx::array paged_attention(
     int window,
     float softcap,
     const std::optional<mx::array>& sinks,
+    StepHints hints,
     mx::StreamOrDevice stream) {
   check_pools(q, k_pool, v_pool);
   check_tables(block_tables, query_start, context_len);
   require(std::isfinite(scale), op, "scale must be finite");
   require(window >= 0, op, "window must be 0 (none) or positive");
+  require(hints.most_rows >= 0 && hints.positions >= 0, op,
+          "most_rows and positions must be 0 (not known) or positive");
   require(std::isfinite(softcap) && softcap >= 0.0f, op, "softcap must be 0 (none) or positive");
   auto s = mx::to_stream(stream);
-  std::vector<mx::array> inputs{q, k_pool, v_pool, block_tables, query_start, context_len};
+  std::vector<mx::array> inputs{
+      for_kernels(q, s), k_pool, v_pool, for_kernels(block_tables, s), for_kernels(query_start, s),
+      for_kernels(context_len, s)};
   if (sinks) {
     require_rank(*sinks, 1, op, "sinks");
     require_size(*sinks, 0, q.shape(1), op, "sinks", "one per query head");
     require(is_kernel_float(sinks->dtype()), op, "sinks must be float32, bfloat16 or float16");
-    inputs.push_back(mx::astype(*sinks, mx::float32, s));
+    inputs.push_back(for_kernels(mx::astype(*sinks, mx::float32, s), s));
   }
   return mx::array(
       {q.shape(0), q.shape(1), v_pool.shape(3)},
       q.dtype(),
-      std::make_shared<PagedAttention>(s, scale, window, softcap),
+      std::make_shared<PagedAttention>(s, scale, window, softcap, hints),
       std::move(inputs));
 }
 
 bool PagedAttention::is_equivalent(const mx::Primitive& other) const {
   const auto& o = static_cast<const PagedAttention&>(other);
-  return scale_ == o.scale_ && window_ == o.window_ && softcap_ == o.softcap_;
+  return scale_ == o.scale_ && window_ == o.window_ && softcap_ == o.softcap_ &&
+      hints_.most_rows == o.hints_.most_rows && hints_.positions == o.hints_.positions;
 }
 
 std::vector<mx::Shape> PagedAttention::output_shapes(const std::vector<mx::array>& inputs) {

@@ -6,6 +6,7 @@
 
 #include "mlx/array.h"
 #include "mlx/dtype.h"
+#include "mlx/ops.h"
 
 namespace mlxrt {
 
@@ -47,6 +48,11 @@ inline void require_size(const mx::array& a, int axis, int64_t size, const char*
   require(a.shape(axis) == size, op,
           std::string(name) + " has shape " + shape_text(a) + "; axis " + std::to_string(axis) +
               " must be " + std::to_string(size) + " (" + reason + ")");
+}
+
+// GPU kernels take arrays without strides; what has none already is not copied.
+inline mx::array for_kernels(const mx::array& a, const mx::Stream& stream) {
+  return stream.device == mx::Device::gpu ? mx::contiguous(a, false, stream) : a;
 }
 
 inline bool is_kernel_float(mx::Dtype dtype) {

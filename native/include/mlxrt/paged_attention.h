@@ -11,6 +11,13 @@ namespace mlxrt {
 
 namespace mx = mlx::core;
 
+// What the caller knows of a step and a GPU would have to be asked; 0: not known. Speed alone depends
+// on it, and on a GPU the last bits.
+struct StepHints {
+  int most_rows = 0;      // rows of the sequence that has most
+  int64_t positions = 0;  // that the rows see, each sequence's counted once
+};
+
 // Causal attention of T query rows of S sequences over their blocks of the pools.
 //
 //   q            [T, num_q_heads, key_dim] float32, bfloat16 or float16
@@ -27,7 +34,7 @@ namespace mx = mlx::core;
 // the positions c <= p, with a window w > 0 only c > p - w; nothing else is read. With a softcap
 // c > 0 a score s becomes c * tanh(s / c). A row's result depends on its own query, position and
 // visible positions alone: not on its batch mates, on how a prompt was cut into chunks, or on
-// threads.
+// threads. On a GPU its last bits do depend on the step: contexts are cut so as to fill the device.
 mx::array paged_attention(
     const mx::array& q,
     const mx::array& k_pool,
@@ -39,12 +46,17 @@ mx::array paged_attention(
     int window = 0,
     float softcap = 0.0f,
     const std::optional<mx::array>& sinks = std::nullopt,
+    StepHints hints = {},
     mx::StreamOrDevice stream = {});
 
 class PagedAttention : public mx::UnaryPrimitive {
  public:
-  PagedAttention(mx::Stream stream, float scale, int window, float softcap)
-      : mx::UnaryPrimitive(stream), scale_(scale), window_(window), softcap_(softcap) {}
+  PagedAttention(mx::Stream stream, float scale, int window, float softcap, StepHints hints)
+      : mx::UnaryPrimitive(stream),
+        scale_(scale),
+        window_(window),
+        softcap_(softcap),
+        hints_(hints) {}
 
   // Inputs: the array arguments in order, sinks last if there are any.
   void eval_cpu(const std::vector<mx::array>& inputs, mx::array& output) override;
@@ -59,6 +71,7 @@ class PagedAttention : public mx::UnaryPrimitive {
   float scale_;
   int window_;
   float softcap_;
+  StepHints hints_;
 };
 
 } // namespace mlxrt

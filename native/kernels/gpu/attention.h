@@ -36,9 +36,10 @@
 #endif
 #define LANE_VECTORS ((ROW_VECTORS + ROW_LANES - 1) / ROW_LANES)
 #define LANE_ELEMENTS (LANE_VECTORS * VECTOR_ELEMENTS)
-#ifndef LOADS
-#define LOADS (LANE_VECTORS == 1 ? 4 : 2)
-#endif
+#define LOADS (LANE_VECTORS == 1 && QUERIES != 4 ? 4 : 2)
+// For CUDA: eight vectors need twice the registers, so half the threads.
+#undef RESIDENT
+#define RESIDENT (QUERIES == 8 ? 8 : 16)
 #define STRIDE (LANES / ROW_LANES)
 #define TILE (LOADS * STRIDE)
 

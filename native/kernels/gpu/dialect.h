@@ -17,8 +17,9 @@
 #define UNROLL_BY(count) _Pragma(PRAGMA_TEXT(unroll count))
 
 // KERNEL(name)(buffers, PARAMETERS(Struct, index)) { ... }: `params` is the struct.
-// Sixteen simd-groups of a multiprocessor hide the latency of memory: 128 registers for a thread.
-#define KERNEL(name) extern "C" __global__ void __launch_bounds__(THREADS, 16 / SIMDGROUPS) name
+// RESIDENT simd-groups of a multiprocessor at least: what a thread may have in registers follows.
+#define RESIDENT 16
+#define KERNEL(name) extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / SIMDGROUPS) name
 #define BUFFER(index)
 #define PARAMETERS(type, index) const type params
 #define THREADGROUP_MEMORY reinterpret_cast<float*>(mlxrt_threadgroup_memory)

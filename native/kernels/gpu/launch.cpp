@@ -1,7 +1,6 @@
 #include "kernels/gpu/launch.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
 
 namespace mlxrt::gpu {
@@ -13,7 +12,6 @@ constexpr int simdgroups_of_core = 16;
 // only where each is long.
 constexpr int most_short_parts = 16;
 constexpr int long_part = 512;
-constexpr std::array<int, 7> head_dims = {64, 80, 96, 112, 128, 192, 256};
 constexpr int widest_with_eight = 128;
 
 int group_of(const AttentionShape& shape) {
@@ -21,13 +19,18 @@ int group_of(const AttentionShape& shape) {
 }
 
 // Query vectors in a simd-group: as many as registers allow.
-int most_queries(const AttentionShape& shape) {
-  return shape.head_dim <= widest_with_eight ? 8 : 4;
+int most_queries(int head_dim) {
+  return head_dim <= widest_with_eight ? 8 : 4;
 }
 
 // Their results meet in threadgroup memory, of which Metal has 32 KiB.
 int simdgroups_of(int queries, int head_dim) {
   return queries * head_dim <= 512 ? 8 : 4;
+}
+
+// Query vectors in a threadgroup.
+int most_vectors(int head_dim) {
+  return most_queries(head_dim) * simdgroups_of(most_queries(head_dim), head_dim);
 }
 
 int64_t round_up(int64_t value, int64_t step) {
@@ -37,10 +40,20 @@ int64_t round_up(int64_t value, int64_t step) {
 int queries_of(const AttentionShape& shape, bool is_chunk) {
   const int group = group_of(shape);
   if (is_chunk) {
-    return group <= 4 * simdgroups_of(4, shape.head_dim) ? 4 : most_queries(shape);
+    return group <= 4 * simdgroups_of(4, shape.head_dim) ? 4 : most_queries(shape.head_dim);
   }
   return std::min(static_cast<int>(std::bit_ceil(static_cast<unsigned>(group))),
-                  most_queries(shape));
+                  most_queries(shape.head_dim));
+}
+
+AttentionKey key_of(const AttentionShape& shape, bool is_chunk) {
+  const int queries = queries_of(shape, is_chunk);
+  return {.element = shape.element,
+          .head_dim = shape.head_dim,
+          .queries = queries,
+          .simdgroups = simdgroups_of(queries, shape.head_dim),
+          .chunk = is_chunk,
+          .softcap = shape.softcap > 0.0f};
 }
 
 // Positions that one tile sees at most.
@@ -68,14 +81,9 @@ int part_size_of(const AttentionShape& shape, const AttentionKey& key, int64_t s
 AttentionLaunch launch_of(const AttentionShape& shape, bool is_chunk) {
   constexpr float log2_e = 1.44269504088896340736f;
   AttentionLaunch launch{};
-  const int queries = queries_of(shape, is_chunk);
-  const int simdgroups = simdgroups_of(queries, shape.head_dim);
-  launch.key = {.element = shape.element,
-                .head_dim = shape.head_dim,
-                .queries = queries,
-                .simdgroups = simdgroups,
-                .chunk = is_chunk,
-                .softcap = shape.softcap > 0.0f};
+  launch.key = key_of(shape, is_chunk);
+  const int queries = launch.key.queries;
+  const int simdgroups = launch.key.simdgroups;
   const int tile_rows = is_chunk ? std::max(1, simdgroups * queries / group_of(shape)) : 1;
   const int tiles = is_chunk ? shape.num_rows / tile_rows + shape.num_sequences
                              : shape.num_sequences;
@@ -114,7 +122,33 @@ AttentionLaunch launch_of(const AttentionShape& shape, bool is_chunk) {
 
 } // namespace
 
+const std::vector<int>& kernel_head_dims() {
+  static const std::vector<int> sizes = {64, 80, 96, 112, 128, 192, 256};
+  return sizes;
+}
+
+std::vector<AttentionKey> keys_of(int element, int head_dim) {
+  std::vector<AttentionKey> keys;
+  AttentionShape shape{};
+  shape.element = element;
+  shape.head_dim = head_dim;
+  shape.num_kv_heads = 1;
+  for (shape.num_q_heads = 1; shape.num_q_heads <= most_vectors(head_dim); ++shape.num_q_heads) {
+    for (const bool is_chunk : {false, true}) {
+      for (const float softcap : {0.0f, 1.0f}) {
+        shape.softcap = softcap;
+        const auto key = key_of(shape, is_chunk);
+        if (std::find(keys.begin(), keys.end(), key) == keys.end()) {
+          keys.push_back(key);
+        }
+      }
+    }
+  }
+  return keys;
+}
+
 std::string why_not(const AttentionShape& shape) {
+  const auto& head_dims = kernel_head_dims();
   if (std::find(head_dims.begin(), head_dims.end(), shape.head_dim) == head_dims.end()) {
     return "no kernel for head size " + std::to_string(shape.head_dim);
   }
@@ -122,9 +156,7 @@ std::string why_not(const AttentionShape& shape) {
       !std::has_single_bit(static_cast<unsigned>(shape.block_size))) {
     return "no kernel for block size " + std::to_string(shape.block_size);
   }
-  const int most_vectors =
-      most_queries(shape) * simdgroups_of(most_queries(shape), shape.head_dim);
-  if (group_of(shape) > most_vectors) {
+  if (group_of(shape) > most_vectors(shape.head_dim)) {
     return "no kernel for " + std::to_string(group_of(shape)) + " query heads per KV head";
   }
   if (static_cast<int64_t>(shape.num_blocks) * shape.block_size > INT32_MAX) {

@@ -52,6 +52,12 @@ struct AttentionLaunch {
 // Why no kernel serves the call; empty if one does.
 std::string why_not(const AttentionShape& shape);
 
+// Head sizes that there are kernels for.
+const std::vector<int>& kernel_head_dims();
+
+// Every kernel that plan_attention may name for an element and a head size.
+std::vector<AttentionKey> keys_of(int element, int head_dim);
+
 // The launches of a call that kernels serve: sequences of one row, then the others. None depends on
 // another. Empty if there are no rows or no sequences.
 std::vector<AttentionLaunch> plan_attention(const AttentionShape& shape);

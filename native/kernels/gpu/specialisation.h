@@ -31,6 +31,11 @@ struct AttentionKey {
     return text;
   }
 
+  // The file that it is compiled into with its nearest kin.
+  std::string file() const {
+    return "attention_element" + std::to_string(element) + "_head_dim" + std::to_string(head_dim);
+  }
+
   // The kernel that merges the parts, where the dialect does not do it in place.
   std::string merge_name() const {
     return "merge_" + name();

@@ -1,0 +1,215 @@
+// eval_gpu of every op on CUDA: what launch.h plans becomes nodes of MLX's CUDA graph.
+
+#include <stdexcept>
+
+#include "cuda/kernel_table.h"
+#include "cuda/memory.h"
+#include "mlx/backend/cuda/device.h"
+#include "mlx/backend/cuda/utils.h"
+#include "mlxrt/copy_blocks.h"
+#include "mlxrt/counters.h"
+#include "mlxrt/kv_write.h"
+#include "mlxrt/paged_attention.h"
+#include "src/gpu_shape.h"
+
+namespace mlxrt {
+namespace {
+
+namespace cu = mx::cu;
+using cuda::find_kernel;
+
+constexpr unsigned int threads = 128;
+constexpr const char* moving_kernels = "moving";
+
+void* address(const mx::array& a) {
+  return mx::gpu_ptr<void>(a);
+}
+
+// For every graph node: kernels move 16 bytes at a time.
+void check_layout(const std::vector<mx::array>& arrays, const char* op) {
+  for (size_t i = 0; i < arrays.size(); ++i) {
+    const auto& a = arrays[i];
+    const bool by_vectors = a.dtype() != mx::int32 && a.dtype() != mx::int64;
+    if (!a.flags().row_contiguous || (by_vectors && a.size() > 0 && a.offset() % 16)) {
+      throw std::runtime_error(
+          "[" + std::string(op) + "] array " + std::to_string(i) +
+          " is not row-contiguous, or begins at a byte that is no multiple of 16");
+    }
+  }
+}
+
+cu::CommandEncoder& encoder_of(const mx::Stream& stream) {
+  auto& encoder = cu::get_command_encoder(stream);
+  encoder.device().make_current();
+  return encoder;
+}
+
+void add_node(cu::CommandEncoder& encoder, CUfunction kernel, dim3 grid, unsigned int thread_count,
+              int threadgroup_bytes, std::vector<void*> arguments) {
+  encoder.add_kernel_node_raw(kernel, grid, dim3(thread_count), dim3(),
+                              static_cast<uint32_t>(threadgroup_bytes), arguments.data());
+}
+
+dim3 dim3_of(const gpu::Grid& grid) {
+  return dim3(static_cast<unsigned int>(grid.x), static_cast<unsigned int>(grid.y),
+              static_cast<unsigned int>(grid.z));
+}
+
+// Where the partial results of a step's launches lie.
+struct Partials {
+  char* outputs = nullptr;
+  char* logarithms = nullptr;
+  char* arrivals = nullptr;
+};
+
+// Takes the output's memory from the queries where nobody else needs them: a row's queries have been
+// read by all threadgroups of its tile before the last one writes.
+void set_output(cu::CommandEncoder& encoder, const mx::array& q, mx::array& output) {
+  if (q.is_donatable() && q.nbytes() == output.nbytes()) {
+    output.copy_shared_buffer(q);
+  } else {
+    output.set_data(cuda::allocate(encoder.device().cuda_device(), output.nbytes()));
+  }
+}
+
+std::vector<Partials> reserve_partials(cu::CommandEncoder& encoder, const mx::Stream& stream,
+                                       const std::vector<gpu::AttentionLaunch>& launches) {
+  int64_t floats = 0;
+  int64_t counters = 0;
+  for (const auto& launch : launches) {
+    floats += launch.partial_vectors * (launch.key.head_dim + 4);
+    counters += launch.arrivals;
+  }
+  std::vector<Partials> partials(launches.size());
+  if (counters == 0) {
+    return partials;
+  }
+  auto& scratch = cuda::scratch_of(stream);
+  auto& results = scratch.partials.reserve(encoder, static_cast<size_t>(floats) * 4);
+  auto& arrivals = scratch.arrivals.reserve(encoder, static_cast<size_t>(counters) * 4);
+  encoder.set_output_array(results);
+  encoder.set_output_array(arrivals);
+  char* at = static_cast<char*>(address(results));
+  char* counter = static_cast<char*>(address(arrivals));
+  for (size_t i = 0; i < launches.size(); ++i) {
+    const int64_t outputs = launches[i].partial_vectors * launches[i].key.head_dim * 4;
+    partials[i] = {at, at + outputs, counter};
+    at += outputs + launches[i].partial_vectors * 16;
+    counter += launches[i].arrivals * 4;
+  }
+  return partials;
+}
+
+} // namespace
+
+void KVWrite::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  check_layout(inputs, "kv_write");
+  auto& encoder = encoder_of(stream());
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    outputs[i].copy_shared_buffer(inputs[i]);
+  }
+  count_evaluation(Op::kv_write);
+  const auto rows = static_cast<unsigned int>(inputs[4].shape(0));
+  if (rows == 0) {
+    return;
+  }
+  WriteParams params = gpu::write_params(inputs[0], inputs[1]);
+  for (size_t i = 2; i < inputs.size(); ++i) {
+    encoder.set_input_array(inputs[i]);
+  }
+  encoder.set_output_array(outputs[0]);
+  encoder.set_output_array(outputs[1]);
+  void *keys = address(inputs[2]), *values = address(inputs[3]), *slots = address(inputs[4]);
+  void *k_pool = address(outputs[0]), *v_pool = address(outputs[1]);
+  add_node(encoder, find_kernel(encoder.device().cuda_device(), moving_kernels, "kv_write"),
+           dim3(rows), threads, 0, {&keys, &values, &slots, &k_pool, &v_pool, &params});
+}
+
+void CopyBlocks::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  check_layout(inputs, "copy_blocks");
+  auto& encoder = encoder_of(stream());
+  const int device = encoder.device().cuda_device();
+  const auto& sources = inputs[outputs.size()];
+  const auto& destinations = inputs[outputs.size() + 1];
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    outputs[i].copy_shared_buffer(inputs[i]);
+  }
+  count_evaluation(Op::copy_blocks);
+  const auto pairs = static_cast<unsigned int>(sources.shape(0));
+  if (pairs == 0) {
+    return;
+  }
+  const CUfunction read = find_kernel(device, moving_kernels, "copy_blocks_read");
+  const CUfunction write = find_kernel(device, moving_kernels, "copy_blocks_write");
+  void *from = address(sources), *to = address(destinations);
+  for (auto& pool : outputs) {
+    CopyParams params = gpu::copy_params(pool);
+    if (params.block_vectors == 0) {
+      continue;
+    }
+    auto& scratch = cuda::scratch_of(stream()).blocks.reserve(
+        encoder, static_cast<size_t>(pairs) * params.block_vectors * 16);
+    const dim3 grid((params.block_vectors + threads - 1) / threads, pairs);
+    void *pool_at = address(pool), *scratch_at = address(scratch);
+    encoder.set_input_array(sources);
+    encoder.set_input_array(destinations);
+    encoder.set_output_array(pool);
+    encoder.set_output_array(scratch);
+    add_node(encoder, read, grid, threads, 0, {&pool_at, &from, &to, &scratch_at, &params});
+    encoder.set_input_array(sources);
+    encoder.set_input_array(destinations);
+    encoder.set_output_array(scratch);
+    encoder.set_output_array(pool);
+    add_node(encoder, write, grid, threads, 0, {&scratch_at, &from, &to, &pool_at, &params});
+  }
+}
+
+void PagedAttention::eval_gpu(const std::vector<mx::array>& inputs, mx::array& output) {
+  check_layout(inputs, "paged_attention");
+  if (const auto reason = gpu::refusal(inputs[0], inputs[1], inputs[2]); !reason.empty()) {
+    throw std::runtime_error("[paged_attention] " + reason + "; run with `--attention gather`");
+  }
+  auto& encoder = encoder_of(stream());
+  const int device = encoder.device().cuda_device();
+  auto shape = gpu::attention_shape(inputs, scale_, window_, softcap_);
+  shape.most_rows = hints_.most_rows;
+  shape.positions = hints_.positions;
+  static const int cores = cuda::core_count(device);
+  shape.cores = cores;
+  const auto launches = gpu::plan_attention(shape);
+  set_output(encoder, inputs[0], output);
+  count_evaluation(Op::paged_attention);
+  if (launches.empty()) {
+    return;
+  }
+  for (const auto& input : inputs) {
+    encoder.set_input_array(input);
+  }
+  // The pools as outputs: a later write into them then waits for this read.
+  encoder.set_output_array(inputs[1]);
+  encoder.set_output_array(inputs[2]);
+  encoder.set_output_array(output);
+  const auto partials = reserve_partials(encoder, stream(), launches);
+  std::vector<void*> addresses;
+  for (size_t i = 0; i < 6; ++i) {
+    addresses.push_back(address(inputs[i]));
+  }
+  addresses.push_back(inputs.size() > 6 ? address(inputs[6]) : nullptr);
+  addresses.push_back(address(output));
+  const auto group = encoder.concurrent_context();
+  for (size_t i = 0; i < launches.size(); ++i) {
+    auto launch = launches[i];
+    auto mine = addresses;
+    mine.insert(mine.end(), {partials[i].outputs, partials[i].logarithms, partials[i].arrivals});
+    std::vector<void*> arguments;
+    for (auto& one : mine) {
+      arguments.push_back(&one);
+    }
+    arguments.push_back(&launch.params);
+    const auto kernel = find_kernel(device, launch.key.file(), launch.key.name());
+    add_node(encoder, kernel, dim3_of(launch.grid), launch.threads, launch.threadgroup_bytes,
+             arguments);
+  }
+}
+
+} // namespace mlxrt
