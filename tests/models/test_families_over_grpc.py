@@ -19,7 +19,7 @@ from mlxrt.models.checkpoint import flat_config
 from mlxrt.testing.server_thread import ServerThread
 
 CONFIGS = json.loads((Path(__file__).parent / "families.json").read_text())
-NEW_TOKENS = 40
+NEW_TOKENS = 34
 BLOCK = 4
 TOLERANCE = {"gather": 0.0, "native": 1e-4}
 
