@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
@@ -80,6 +81,8 @@ class CheckedSession:
         statuses: how often each status code ended a call, by name.
         tokens_checked: tokens compared.
         retries, replays: steps repeated; of those, the ones answered from the store.
+        renewed_s: when the last call was sent that succeeded, so that the lease can't have ended
+            before `renewed_s + ttl_ms / 1000`, by time.monotonic.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class CheckedSession:
     ) -> None:
         self.statuses: Counter[str] = Counter()
         self.tokens_checked = self.retries = self.replays = 0
+        self.renewed_s = time.monotonic()
         self.ref = SessionRef()
         self.number = 1
         self.timeout_s = timeout_s
@@ -105,7 +109,7 @@ class CheckedSession:
         self._oracle, self._random = oracle, random
         self._lines_count, self._tokens_max = lines, tokens_max
         self._block_size = block_size
-        self._ttl_ms, self._name = ttl_ms, name
+        self.ttl_ms, self._name = ttl_ms, name
         self._over_stream = over_stream
         self._lines: list[Line] = []
         self._to_release: list[int] = []
@@ -133,12 +137,14 @@ class CheckedSession:
 
     def call(self, method: Any, request: Any, timeout_s: float | None = None) -> Any:
         """A unary call; raises MlxrtError of the client library's subclasses."""
+        sent_s = time.monotonic()
         try:
             answer = method(request, timeout=timeout_s or self.timeout_s)
         except grpc.RpcError as failure:
             self.count(failure)
             raise error_from_rpc(failure) from failure
         self.statuses["OK"] += 1
+        self.renewed_s = sent_s
         return answer
 
     def send(self, step: StepRequest, timeout_s: float | None = None) -> StepResponse:
@@ -154,6 +160,7 @@ class CheckedSession:
     def _send_over_stream(self, step: StepRequest, timeout_s: float) -> StepResponse:
         if self._stream is None:
             self._stream = _Stream(self.execution)
+        sent_s = time.monotonic()
         try:
             answer = self._stream.exchange(step, timeout_s)
         except grpc.RpcError as failure:
@@ -168,6 +175,7 @@ class CheckedSession:
         self.statuses["OK"] += 1
         if answer.WhichOneof("message") == "error":
             raise error_from_message(answer.error)
+        self.renewed_s = sent_s
         response: StepResponse = answer.step
         return response
 
@@ -182,7 +190,7 @@ class CheckedSession:
         if self._stream is not None:  # it carries the session before
             self._stream.cancel()
             self._stream = None
-        request = messages.open_session(self._ttl_ms, self._name)
+        request = messages.open_session(self.ttl_ms, self._name)
         self.ref = self.call(self.sessions.OpenSession, request).session
         self.number, self._to_release = 1, []
         each = -(-(64 + self._tokens_max) // self._block_size)

@@ -4,6 +4,7 @@ wrong."""
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from random import Random
@@ -13,6 +14,7 @@ import grpc
 from mlxrt_client.errors import (
     InvalidRequestError,
     PreconditionError,
+    SessionLostError,
     TransportError,
 )
 from mlxrt_client.v1 import StepRequest
@@ -61,15 +63,26 @@ class FaultyClient:
         """Steps until stopped, then closes the session."""
         self.session.open()
         while not stopped.is_set():
-            if self._random.random() < self._fault_rate:
-                self._meet(self._random.choice(list(self._kinds)))
-            else:
-                self.session.advance()
+            try:
+                if self._random.random() < self._fault_rate:
+                    self._meet(self._random.choice(list(self._kinds)))
+                else:
+                    self.session.advance()
+            except SessionLostError:
+                self._starve()
             self.steps += 1
-        self._finish()
+        try:
+            self.session.close()
+        except SessionLostError:
+            self._starve()
 
-    def _finish(self) -> None:
-        self.session.close()
+    def _starve(self) -> None:
+        """A machine that is busy may keep this process from calling for a whole lease; a lease that
+        ends before is the server's fault."""
+        silent_s = time.monotonic() - self.session.renewed_s
+        expect(silent_s >= self.session.ttl_ms / 1000, f"a lease ended after {silent_s:.3f} s")
+        self.faults["starved"] += 1
+        self.session.open()
 
     def _meet(self, kind: str) -> None:
         """One step in which `kind` happens; then the same step again, unless it is answered."""

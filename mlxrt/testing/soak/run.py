@@ -26,7 +26,7 @@ from mlxrt.testing.soak.faulty_client import FaultyClient
 from mlxrt.testing.soak.scheduler_client import SchedulerClient
 from mlxrt.testing.soak.watch import Holdings, Watch, holdings, settle
 
-TTL_MS = 2_000
+TTL_MS = 3_000
 TOKENS_MAX = 24
 BLOCKS = 1024
 SESSIONS_MAX = 64
