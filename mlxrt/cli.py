@@ -280,6 +280,9 @@ def bench_hostile(
     ] = None,
     spells: Annotated[int, typer.Option(min=1, help="Quiet and hostile spells of a kind.")] = 6,
     seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of one spell.")] = 2.0,
+    max_message_bytes: Annotated[
+        int, typer.Option(min=1 << 16, help="The server's limit; hostile messages are as large.")
+    ] = 4 << 20,
     json_path: JsonPath = None,
 ) -> None:
     """One client's step latency while another floods, stalls or reconnects."""
@@ -290,7 +293,7 @@ def bench_hostile(
         raise ConfigError(f"--kind {sorted(unknown)[0]}: one of {', '.join(hostile.KINDS)}")
     console = Console(stderr=True)
     report = hostile.bench_hostile(
-        kinds or hostile.KINDS, hostile.Plan(model, spells, seconds),
+        kinds or hostile.KINDS, hostile.Plan(model, spells, seconds, max_message_bytes),
         lambda cell: console.print(str(cell), highlight=False, soft_wrap=True),
     )  # fmt: skip
     _write_report(report, json_path, tables.hostile_table(report))

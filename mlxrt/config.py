@@ -89,8 +89,9 @@ class LimitSettings(BaseModel):
     )  # fmt: skip
     max_sessions: int = Field(default=16, ge=1, le=4096, description="Open sessions. 1 to 4096.")
     max_message_bytes: int = Field(
-        default=16 << 20, ge=1 << 16, le=(1 << 31) - 1,
-        description="Bytes of one message, both directions. 65536 to 2147483647.",
+        default=4 << 20, ge=1 << 16, le=(1 << 31) - 1,
+        description="Bytes of one message, both directions. 65536 to 2147483647. Larger ones carry "
+        "more masks and logits in a step, and cost who waits beside them more.",
     )  # fmt: skip
     max_logit_bias: int = Field(
         default=1024, ge=0, le=1 << 20, description="Logit biases of one sequence. 0 to 1048576."

@@ -38,11 +38,13 @@ class Plan:
         model: "fake", whose step takes 5 ms, or "bundled".
         spells: quiet and hostile spells of each kind.
         spell_s: seconds of one spell.
+        max_message_bytes: the server's limit; hostile messages are as large.
     """
 
     model: str = "fake"
     spells: int = 4
     spell_s: float = 2.0
+    max_message_bytes: int = 4 << 20
     seed: int = 1
 
 
@@ -118,12 +120,13 @@ def bench_hostile(
         cell = measure(kind, plan)
         on_cell(cell)
         cells.append(asdict(cell))
-    return {"model": plan.model, "sequences": SEQUENCES, "cells": cells}
+    facts = {"model": plan.model, "max_message_bytes": plan.max_message_bytes}
+    return {**facts, "sequences": SEQUENCES, "cells": cells}
 
 
 def measure(kind: str, plan: Plan) -> Cell:
     """One kind, beside the good client."""
-    with ServerProcess(_arguments(plan.model)) as server:
+    with ServerProcess(_arguments(plan)) as server:
         session = CheckedSession(
             server.address, _oracle(plan, server.address), Random(plan.seed), lines=SEQUENCES,
             tokens_max=TOKENS_MAX, ttl_ms=30_000, over_stream=True, name="good",
@@ -174,11 +177,12 @@ def _percentiles(values: list[float]) -> tuple[float, float]:
     return round(cuts[49], 3), round(cuts[98], 3)
 
 
-def _arguments(model: str) -> list[str]:
+def _arguments(plan: Plan) -> list[str]:
     pool = ["--num-blocks", str(BLOCKS), "--log-level", "error"]
-    if model == "fake":
+    pool += ["--set", f"limits.max_message_bytes={plan.max_message_bytes}"]
+    if plan.model == "fake":
         return ["--fake", *pool, "--set", f"fake_model.step_ms={FAKE_STEP_MS}"]
-    return ["--model", model, *pool, "--set", "row_buckets=[16]"]
+    return ["--model", plan.model, *pool, "--set", "row_buckets=[16]"]
 
 
 def _oracle(plan: Plan, address: str) -> Oracle:

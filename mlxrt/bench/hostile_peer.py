@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from mlxrt_client import Client
 from mlxrt_client.v1 import (
     AllocateBlocksRequest,
     ExecuteRequest,
@@ -48,7 +49,8 @@ def invalid_flood(address: str, running: threading.Event) -> None:
 
 def huge_messages(address: str, running: threading.Event) -> None:
     """Messages as large as the server takes them, of empty items and of bytes that are none."""
-    size = 16 << 20
+    with Client(address) as client:
+        size = client.server_info().limits.max_message_bytes
     _flood(address, running, [_EMPTY_ITEM * (size // 2 - 8), bytes(size + 100)], 4)
 
 

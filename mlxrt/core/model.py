@@ -73,7 +73,7 @@ class Limits:
     max_sequences: int = 1024
     max_model_length: int = 4096
     max_sessions: int = 16
-    max_message_bytes: int = 16 * 1024 * 1024
+    max_message_bytes: int = 4 * 1024 * 1024
     max_logit_bias: int = 1024
     max_top_logprobs: int = 64
     min_lease_ttl_ms: int = 1_000

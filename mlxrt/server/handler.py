@@ -68,6 +68,7 @@ def unary(
             if after_defect is not None:
                 with contextlib.suppress(MlxrtError):  # no runtime any more, so nothing to examine
                     after_defect()
+        del data  # gRPC keeps an aborted call's frames in a cycle
         await abort(context, refusal)
 
     return grpc.unary_unary_rpc_method_handler(behave)

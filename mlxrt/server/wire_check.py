@@ -1,9 +1,9 @@
 """Large messages are counted before they are parsed.
 
 A parser makes an object of some hundred bytes for each submessage, and two bytes are enough to ask
-for one: a message of 16 MiB can ask for a gigabyte and a second in which nobody else is served. So
-what a large message repeats is counted on its bytes first, and the count ends at the first entry
-too many.
+for one: a message of 4 MiB can ask for 250 MB and a quarter of a second in which nobody else is
+served. So what a large message repeats is counted on its bytes first, and the count ends at the
+first entry too many.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LIMITED = {
     "block_copies": "max_step_copies",
     "decode_sequence_ids": "max_step_sequences",
     "items": "max_step_sequences",
-    "masks": "max_step_rows",
+    "masks": "max_mask_rows",
     "chunks": "max_step_sequences",
     "appended": "max_step_sequences",
     "sequence_ids": "max_sequences",

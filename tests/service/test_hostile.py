@@ -11,8 +11,8 @@ import pytest
 
 from mlxrt.bench.hostile import KINDS, Plan, measure
 
-PEAK_MIB_MAX = 2_000
-"""Of the server, whose messages may have 16 MiB, several at once."""
+PEAK_MIB_MAX = 1_000
+"""Of the server, whose messages may have 4 MiB, several at once."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
