@@ -10,7 +10,7 @@ from typing import Any, get_origin
 from pydantic import BaseModel
 
 ENV_PREFIX = "MLXRT_"
-TOOL_VARIABLES = ("MLXRT_PROTOS", "MLXRT_FUZZ_", "MLXRT_STATEFUL_")
+TOOL_VARIABLES = ("MLXRT_PROTOS", "MLXRT_FUZZ_", "MLXRT_STATEFUL_", "MLXRT_METAL_WHEEL")
 """Beginnings of variables that the repository's clients and tests read; no settings, and no
 misspelt ones."""
 _NEAR = 0.8

@@ -78,7 +78,7 @@ def test_the_ops_give_no_report(sanitized: dict[str, str]) -> None:
     assert done.returncode == 0, report
     assert "AddressSanitizer" not in report and "runtime error" not in report
     passed = int(done.stdout.rstrip().splitlines()[-1].split()[0])
-    assert passed > 100
+    assert passed > 50
 
 
 def test_a_planted_overflow_is_found(sanitized: dict[str, str]) -> None:
