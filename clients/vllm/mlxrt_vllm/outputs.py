@@ -55,7 +55,12 @@ class Answers:
         if entry.item is not None:
             result = response.results[self._item_offsets[entry.wave] + entry.item]
             _raise_failure(result, entry)
-            return Answer(list(result.token_ids), list(result.logprobs), list(result.top_logprobs))
+            return Answer(
+                list(result.token_ids),
+                list(result.logprobs),
+                list(result.top_logprobs),
+                result.prompt_logprobs if result.HasField("prompt_logprobs") else None,
+            )
         assert entry.column is not None
         extra = self._extras[entry.wave].get(entry.sequence.number)
         if extra is not None:

@@ -54,6 +54,33 @@ def test_logprobs_are_mlx_lms(bundled_server, make_llm, two_in_flight):
                 assert asked[index % 4] <= len(entry) <= asked[index % 4] + 1
 
 
+@pytest.mark.parametrize("two_in_flight", [False, True])
+def test_prompt_logprobs_are_mlx_lms(bundled_server, make_llm, two_in_flight):
+    """Of every prompt token but the first, over chunks and preemptions, with alternatives."""
+    requests = prompts(38, 40, 4095)
+    asked = [None, 0, 2]
+    params = [
+        SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, prompt_logprobs=asked[i % 3])
+        for i in range(len(requests))
+    ]
+    llm = make_llm(bundled_server, num_gpu_blocks_override=40, async_scheduling=two_in_flight)
+    outputs = llm.generate([{"prompt_token_ids": r} for r in requests], params, use_tqdm=False)
+    assert executor_of(llm).counts.preemptions > 0
+    runs = dense_runs(BUNDLED, [(r, [0]) for r in requests])
+    for index, (request, output) in enumerate(zip(requests, outputs, strict=True)):
+        if asked[index % 3] is None:
+            assert output.prompt_logprobs is None
+            continue
+        first, *rest = output.prompt_logprobs
+        assert first is None and len(rest) == len(request) - 1
+        for token, entry, value in zip(request[1:], rest, runs[index]["logprobs"], strict=False):
+            assert entry[token].logprob == pytest.approx(value, abs=2e-4)
+            ranks = sorted(alternative.rank for alternative in entry.values())
+            assert ranks[: asked[index % 3]] == [1, 2][: asked[index % 3]]
+    tokens = [list(output.outputs[0].token_ids) for output in outputs]
+    assert_greedy(BUNDLED, requests, tokens)
+
+
 def test_several_outputs_and_seeds(bundled_server, make_llm):
     """n > 1 gives different texts; the same seed the same one, whatever the batch and the steps."""
     (prompt,) = prompts(35, 1, 4095)
