@@ -28,6 +28,22 @@ STEPS = {
                {"sequence_id": 2, "replace": {}}],
     ),
 }  # fmt: skip
+ALLOWED = {"data_type": "DATA_TYPE_INT32", "shape": [3, 16], "data": bytes(range(192))}
+STEPS["drafts"] = step_pb2.StepRequest(
+    session=REF, step_number=2,
+    items=[{"sequence_id": 1, "row_count": 1, "sample": True, "last_sampled": {},
+            "draft_token_ids": [5, 6]}],
+    masks=[{"sequence_id": 1, "allowed": ALLOWED}],
+)  # fmt: skip
+STEPS["deferred"] = step_pb2.StepRequest(
+    session=REF, step_number=2, decode_sequence_ids=[1, 2], defer_sampling=True
+)
+STEPS["prompt"] = step_pb2.StepRequest(
+    session=REF, step_number=2,
+    new_sequences=[{"sequence_id": 3, "prompt_token_ids": [1, 2, 3], "prompt_top_logprobs": 2,
+                    "tables": [{"group": g, "block_ids": [9]} for g in (0, 1)]}],
+    items=[{"sequence_id": 3, "row_count": 3, "registered": {}}],
+)  # fmt: skip
 REQUESTS = {
     "OpenSession": {"scene": session_pb2.OpenSessionRequest(
         request_id="scene", client_name="fuzz", lease_ttl_ms=10_000)},

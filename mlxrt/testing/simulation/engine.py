@@ -9,7 +9,7 @@ from random import Random
 import numpy as np
 
 from mlxrt.core.model import ModelFacts
-from mlxrt.core.step import SampledRow, StepOutcome, StepPlan
+from mlxrt.core.step import Phase, SampledRow, StepOutcome, StepPlan
 from mlxrt.engine.base import EngineDescription, EngineListener
 from mlxrt.errors import MlxrtError, Reason
 from mlxrt.testing.fake_engine import FakeEngine
@@ -132,7 +132,7 @@ class SimulatedEngine:
 
     def _outcome(self, plan: StepPlan) -> StepOutcome:
         assert self.core is not None
-        if plan.cancelled:
+        if plan.cancelled or plan.phase is Phase.SAMPLING:
             return self._runner.run(plan, False)
         fails = self._random.random() < self.faults.fail
         # A forward that fails may have written nothing, all of it, or anything.
@@ -147,7 +147,7 @@ class SimulatedEngine:
                 self._spoil(plan)
             failure = MlxrtError(Reason.EXECUTION_FAILED, "the simulated forward failed")
             return StepOutcome(plan.ticket, failure=failure)
-        if self._random.random() < self.faults.poison:
+        if self._random.random() < self.faults.poison and plan.phase is Phase.WHOLE:
             self._poison(plan, outcome)
         return outcome
 
@@ -156,14 +156,16 @@ class SimulatedEngine:
         for handle, start in zip(plan.decode_handles, plan.decode_starts, strict=True):
             touched |= self._runner.blocks(handle, start + 1)
         for entry in plan.entries:
-            touched |= self._runner.blocks(entry.handle, entry.start + entry.count)
+            end = entry.start + entry.count + len(entry.draft_tokens)
+            touched |= self._runner.blocks(entry.handle, end)
         return touched
 
     def _spoil(self, plan: StepPlan) -> None:
         for handle, start in zip(plan.decode_handles, plan.decode_starts, strict=True):
             self._runner.spoil(handle, start, start + 1)
         for entry in plan.entries:
-            self._runner.spoil(entry.handle, entry.start, entry.start + entry.count)
+            end = entry.start + entry.count + len(entry.draft_tokens)
+            self._runner.spoil(entry.handle, entry.start, end)
 
     def _poison(self, plan: StepPlan, outcome: StepOutcome) -> None:
         """Makes the logits of one row that is read NaN, and what it wrote."""

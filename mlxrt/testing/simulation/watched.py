@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from mlxrt.core.answers import SessionSnapshot
-from mlxrt.core.step import StepInput
+from mlxrt.core.step import SampledRow, StepInput
+from mlxrt.errors import Reason
 
 
 @dataclass(slots=True, eq=False)
@@ -87,3 +88,8 @@ def watch(session_id: str, session: WatchedSession, step: StepInput) -> WatchedS
 def copied(blocks: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
     """The block ids, in lists of their own."""
     return {group: list(ids) for group, ids in blocks.items()}
+
+
+def is_barred(row: SampledRow) -> bool:
+    """Whether the row failed because its mask allows nothing."""
+    return row.failure is not None and row.failure.reason is Reason.MASK_EMPTY

@@ -30,6 +30,7 @@ from mlxrt.testing.simulation.watched import (
     WatchedSession,
     WatchedStep,
     copied,
+    is_barred,
     watch,
 )
 
@@ -250,6 +251,9 @@ class WitnessCore(Core):
     def finish(self, outcome: StepOutcome, now_ms: int) -> list[tuple[int, StepReply]]:
         """As Core; the reply is what the commits so far make it."""
         answer = self._surely(lambda: super(WitnessCore, self).finish(outcome, now_ms))
+        waiting = None if answer else self.sessions.get(self._steps[outcome.ticket].session_id)
+        if waiting is not None:  # a forward whose sampling is deferred
+            waiting.renewed_ms = now_ms
         for ticket, reply in answer:
             watched = self._steps.pop(ticket)
             session = self.sessions.get(watched.session_id)
@@ -300,27 +304,30 @@ class WitnessCore(Core):
     ) -> None:
         """V8: every token is the model's after what was committed before."""
         new_failures = 0
+        masked = {mask.sequence_id for mask in watched.step.masks}
         spoilt = any(sequence.failed for sequence in watched.decodes + watched.items)
         self.check(len(reply.token_ids) == len(watched.decodes), "another number of tokens")
-        for sequence, token in zip(watched.decodes, reply.token_ids, strict=False):
+        barred = {each.sequence_id for each in reply.details if is_barred(each.row)}
+        decodes = zip(watched.step.decode_ids, watched.decodes, reply.token_ids, strict=False)
+        for sequence_id, sequence, token in decodes:
             if token == FAILED_TOKEN:
-                new_failures += not sequence.failed
+                new_failures += not sequence.failed and sequence_id not in barred
                 sequence.failed = True
             else:
-                self._sampled(sequence, token)
+                self._sampled(sequence, token, free=sequence_id in masked)
         items = zip(watched.step.items, watched.items, reply.items, strict=True)
         for item, sequence, result in items:
             row = result.row
             if row.failure is not None:
-                new_failures += not sequence.failed
+                new_failures += not sequence.failed and not is_barred(row)
                 sequence.failed = True
                 continue
             self.check(not sequence.failed, "a failed sequence went on")
             if item.source is TokenSource.EXPLICIT:
-                start = result.position - item.row_count
+                start = result.position - item.row_count - len(row.accepted)
                 sequence.tokens[start:] = item.token_ids
-            if item.sample:
-                self._sampled(sequence, row.token)
+            for sampled in (*row.accepted, row) if item.sample else ():
+                self._sampled(sequence, sampled.token, free=item.sequence_id in masked)
         # A row may have been poisoned whose sequence had failed already; and what was accepted
         # before a failure was known may share or copy what it spoilt.
         late = session is not None and session.failures > watched.failures
@@ -329,9 +336,9 @@ class WitnessCore(Core):
         if session is not None:
             session.failures += new_failures
 
-    def _sampled(self, sequence: WatchedSequence, token: int | None) -> None:
+    def _sampled(self, sequence: WatchedSequence, token: int | None, *, free: bool) -> None:
         self.check(not sequence.failed, "a failed sequence went on")
-        if sequence.greedy:
+        if sequence.greedy and not free:
             wanted = self._expected_token(sequence.tokens)
             self.check(token == wanted, f"V8: token {token}, not {wanted}")
         assert token is not None

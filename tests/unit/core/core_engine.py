@@ -10,7 +10,7 @@ from __future__ import annotations
 from random import Random
 
 from mlxrt.core.model import ModelFacts
-from mlxrt.core.step import Entry, SampledRow, StepOutcome, StepPlan, TokenSource
+from mlxrt.core.step import Entry, Phase, SampledRow, StepOutcome, StepPlan, TokenSource
 from mlxrt.core.verification import verify
 from mlxrt.errors import MlxrtError, Reason
 
@@ -41,12 +41,15 @@ class ProvenanceEngine:
         self.retired: set[int] = set()
         self.contents: dict[int, dict[int, list[Content]]] = {}
         self.rows_run = 0
+        self.held: dict[int, StepOutcome] = {}
 
     def run(self, plan: StepPlan, random: Random, failing: set[int], *, fail: bool) -> StepOutcome:
         """Runs a plan; `failing` handles fail alone, `fail` fails the whole after any part of it
         may have happened.
         """
         self._apply(plan)
+        if plan.phase is Phase.SAMPLING:
+            return self._sample(plan, fail=fail)
         self.contents[plan.ticket] = {}
         if plan.cancelled:
             assert not (plan.copies or plan.decode_handles or plan.entries)
@@ -65,7 +68,19 @@ class ProvenanceEngine:
             if row.failure is not None:
                 outcome.decode_details[index] = row
         outcome.entry_rows = [self._run_entry(plan.ticket, e, failing) for e in plan.entries]
+        if plan.phase is Phase.FORWARD:
+            self.held[plan.ticket] = outcome
+            return StepOutcome(plan.ticket)
         return outcome
+
+    def _sample(self, plan: StepPlan, *, fail: bool) -> StepOutcome:
+        """What the forward of the same ticket gave, once."""
+        held = self.held.pop(plan.ticket, None)
+        if plan.cancelled:
+            return StepOutcome(plan.ticket)
+        if fail or held is None:
+            return StepOutcome(plan.ticket, failure=MlxrtError(Reason.EXECUTION_FAILED, "injected"))
+        return held
 
     def _apply(self, plan: StepPlan) -> None:
         for handle in plan.retired:

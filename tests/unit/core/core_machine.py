@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from random import Random
 
 import hypothesis.strategies as st
 import pytest
 from core_agreement import same_plans, same_session
+from core_commits import Commits, executed
+from core_deferral import Deferral
 from core_engine import ProvenanceEngine
 from core_model import Machine, SessionModel, State, StepEvent
 from core_rules import Rules, failed_items
@@ -19,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from mlxrt.core.answers import Accepted, InFlight, Replayed, SessionRef
 from mlxrt.core.core import Core
 from mlxrt.core.model import Group, GroupKind, Limits, ModelFacts
-from mlxrt.core.step import FAILED_TOKEN, StepInput, StepPlan, StepReply
+from mlxrt.core.step import Phase, StepInput, StepPlan, StepReply
 from mlxrt.errors import MlxrtError, Reason
 
 TTL_MS = 1_000
@@ -37,10 +39,8 @@ FACTS = ModelFacts(
 )
 LIMITS = Limits(max_inflight_steps=2, max_sequences=4, max_sessions=2, max_model_length=14)
 
-executed: Counter[str] = Counter()
 
-
-class CoreMachine(RuleBasedStateMachine):
+class CoreMachine(Commits, RuleBasedStateMachine):
     """Two sessions, an engine, and what each should be like."""
 
     def __init__(self) -> None:
@@ -59,6 +59,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.steps: dict[tuple[str, int], StepInput] = {}
         self.replies: dict[tuple[str, int], StepReply] = {}
         self.doomed: dict[int, Reason] = {}
+        self.deferral = Deferral(self.doomed)
         self.planned_ids: dict[int, list[int]] = {}
         self.waiting: list[tuple[int | None, int, int]] = []
         self.free = [group.block_count - 1 for group in FACTS.groups]
@@ -85,6 +86,7 @@ class CoreMachine(RuleBasedStateMachine):
                 (3, self.free_blocks),
                 (1, self.free_sequences),
                 (3, self.repeat),
+                (12, self.sample),
                 (0.7, self.take_over),
                 (0.3, self.close),
             ]
@@ -266,6 +268,18 @@ class CoreMachine(RuleBasedStateMachine):
         steps = [event for event in session.events if isinstance(event, StepEvent)]
         executed["failed, then discarded"] += any(failed & (step.ran or set()) for step in steps)
         executed["stepped back"] += session.discard()
+        self.wake(name)
+
+    def wake(self, name: str) -> None:
+        """A step of the session may go on that waited for masks."""
+        queue = self.queued[name]
+        if queue and self.deferral.can_go_on(queue[0]) and name not in self.order:
+            self.order.append(name)
+
+    def idle(self, name: str) -> bool:
+        """Whether nothing but the client brings the session further."""
+        inflight = self.sessions[name].inflight
+        return not inflight or self.deferral.waits(inflight[0])
 
     def close(self, random: Random) -> None:
         executed["close"] += 1
@@ -280,6 +294,7 @@ class CoreMachine(RuleBasedStateMachine):
         assert released == len(planned.sequences)
         for ticket in session.inflight:
             self.doomed.setdefault(ticket, Reason.SESSION_UNKNOWN)
+        self.wake(name)
         self.give_back(name, list(planned.blocks))
         del self.sessions[name], self.expiry_ms[name]
 
@@ -289,7 +304,7 @@ class CoreMachine(RuleBasedStateMachine):
         over = [
             name
             for name, expiry_ms in self.expiry_ms.items()
-            if expiry_ms <= self.now_ms and not self.sessions[name].inflight
+            if expiry_ms <= self.now_ms and self.idle(name)
         ]
         if random.random() < 0.5 and over:
             survivor = over.pop()
@@ -299,8 +314,9 @@ class CoreMachine(RuleBasedStateMachine):
         assert [each.session_id for each in closed] == over
         for each in closed:
             executed["expired"] += 1
+            executed["expired while it waits"] += bool(self.sessions[each.session_id].inflight)
             self.ended(each.session_id, each.released_sequence_count)
-        idle = [ms for name, ms in self.expiry_ms.items() if not self.sessions[name].inflight]
+        idle = [ms for name, ms in self.expiry_ms.items() if self.idle(name)]
         assert self.core.next_expiry_ms() == min(idle, default=None)
 
     # ---- steps ----
@@ -340,6 +356,8 @@ class CoreMachine(RuleBasedStateMachine):
             self.order.append(name)
         self.queued[name].append(answer.ticket)
         self.owner[answer.ticket] = name
+        if step.deferred:
+            self.deferral.numbers[answer.ticket] = step.step_number
         self.steps[name, step.step_number] = step
         self.renewed(name)
 
@@ -374,6 +392,29 @@ class CoreMachine(RuleBasedStateMachine):
             else:
                 assert answer == InFlight(session.inflight[number - done - 1])
 
+    def sample(self, random: Random) -> None:
+        """Masks for a step that waits for them, or will."""
+        name, session = self.pick(random)
+        waiting = [t for t in session.inflight if t in self.deferral.numbers]
+        if not waiting:
+            return
+        ticket = random.choice(waiting)
+        number = self.deferral.numbers[ticket]
+
+        def call(digest: bytes = b"masks") -> object:
+            return self.core.sample(name, session.epoch, number, (), digest, self.now_ms)
+
+        if ticket in self.deferral.masked:
+            assert call() == InFlight(ticket)
+            self.renewed(name)
+            self.refuses({Reason.STEP_MISMATCH}, lambda: call(b"other"))
+            return
+        executed["sampled"] += 1
+        assert call() == Accepted(ticket)
+        self.deferral.masked.add(ticket)
+        self.renewed(name)
+        self.wake(name)
+
     def hand_out(self, random: Random) -> None:
         executed["hand_out"] += 1
         plan = self.core.next_plan(self.now_ms)
@@ -381,11 +422,17 @@ class CoreMachine(RuleBasedStateMachine):
             assert not self.order
             return
         name = self.order.popleft()
-        assert plan.ticket == self.queued[name].popleft(), "one step of each session in turn"
-        if self.queued[name]:
-            self.order.append(name)
+        assert plan.ticket == self.queued[name][0], "one step of each session in turn"
+        assert plan.phase is self.deferral.next_phase(plan.ticket)
+        executed[plan.phase.name] += 1
+        if plan.phase is Phase.FORWARD:
+            self.deferral.forwarded.add(plan.ticket)
+        else:
+            self.queued[name].popleft()
+            if self.queued[name]:
+                self.order.append(name)
         assert plan.cancelled == (plan.ticket in self.doomed)
-        if not plan.cancelled:
+        if not plan.cancelled and plan.phase is not Phase.SAMPLING:
             self.planned_ids[plan.ticket] = self.sessions[name].runnable(plan.ticket)
             executed["overlapped"] += bool(self.handed_out)
         self.handed_out.append(plan)
@@ -402,8 +449,13 @@ class CoreMachine(RuleBasedStateMachine):
             failing = {handle for handle in handles if random.random() < 0.3}
         executed["restored"] += sum(new.generated_count > 0 for new in plan.registrations)
         answer = self.engine.run(plan, random, failing, fail=fail)
+        if plan.phase is Phase.FORWARD:
+            self.forward_ended(name, plan, failing, answer)
+            return
         ((ticket, reply),) = self.core.finish(answer, self.now_ms)
         assert ticket == plan.ticket
+        if plan.phase is Phase.SAMPLING and not plan.cancelled:
+            plan, failing = self.deferral.plans[ticket]
         session = self.sessions.get(name)
         reason = self.doomed.pop(ticket, None)
         self.settle_waiting(ticket)
@@ -426,54 +478,6 @@ class CoreMachine(RuleBasedStateMachine):
         else:
             assert session is not None
             self.committed(session, plan, failing, reply)
-
-    def committed(
-        self, session: SessionModel, plan: StepPlan, failing: set[int], reply: StepReply
-    ) -> None:
-        """The rows read what they should have, and the reply says what came of it."""
-        assert reply.error is None
-        event = session.head()
-        expected = session.expected()
-        handles = [*plan.decode_handles, *(entry.handle for entry in plan.entries)]
-        running = self.planned_ids[plan.ticket]
-        assert len(handles) == len(running)
-        contents = self.engine.contents[plan.ticket]
-        failed: set[int] = set()
-        for sequence_id, handle in zip(running, handles, strict=True):
-            if sequence_id not in expected:
-                executed["failed after it was handed out"] += 1
-                continue
-            rows = expected[sequence_id]
-            if handle in failing or None in rows.contents:
-                failed.add(sequence_id)
-                executed["sequence failed"] += 1
-            else:
-                assert contents[handle] == rows.contents, "a row read something else"
-                executed["rows"] += len(rows.contents)
-        session.commit(failed)
-        self.failed_lately = bool(failed)
-        view = session.committed()
-        good = {i for i in expected if i not in failed}
-        assert list(reply.token_ids) == [
-            expected[i].token if i in good else FAILED_TOKEN for i in event.step.decode_ids
-        ]
-        bad = [i for i in event.step.decode_ids if i not in good]
-        assert [each.sequence_id for each in reply.details] == bad
-        assert all(each.row.failure is not None for each in reply.details)
-        for item, result in zip(event.step.items, reply.items, strict=True):
-            assert result.sequence_id == item.sequence_id
-            if item.sequence_id in good:
-                assert result.row.token == expected[item.sequence_id].token
-                assert result.position == expected[item.sequence_id].position
-                assert len(result.row.accepted) == expected[item.sequence_id].accepted
-                executed["accepted drafts"] += len(result.row.accepted)
-                executed["rejected drafts"] += len(item.draft_tokens) - len(result.row.accepted)
-            elif item.row_count or item.sequence_id in event.dead:
-                assert result.row.failure is not None
-                sequence = view.sequences.get(item.sequence_id)
-                if sequence is not None and sequence.failed:
-                    assert result.position == sequence.position
-        executed["committed"] += 1
 
     @invariant()
     def agrees(self) -> None:

@@ -48,6 +48,7 @@ class StepMaker:
             self._register()
         if random.random() < MISTAKE_SHARE:
             self._spoil()
+        self.parts["deferred"] = random.random() < 0.15
         return StepInput(number, repr(self.parts).encode(), **self.parts)
 
     def _act(self, sequence_id: int, sequence: Known) -> None:
