@@ -64,4 +64,4 @@ add_native_module(_native_cuda
 target_include_directories(_native_cuda SYSTEM PRIVATE
   "${MLXRT_CUDA_INCLUDE}" "${CMAKE_CURRENT_SOURCE_DIR}/cuda/shim")
 # What only mlx-cuda's libmlx has is found when the module is loaded.
-target_link_options(_native_cuda PRIVATE -Wl,--unresolved-symbols=ignore-in-object-files)
+target_link_options(_native_cuda PRIVATE -Wl,--unresolved-symbols=ignore-all)
