@@ -9,7 +9,7 @@ namespace {
 
 // Below this many bytes of K and V (times the extra arithmetic of many rows) a wake-up costs more
 // than the second thread saves.
-constexpr int64_t serial_bytes = 1 << 20;
+constexpr int64_t serial_bytes = 4 << 20;
 
 // Tiles of at most this many rows are cut by parts too: their states are small beside the K and V
 // that they read.
