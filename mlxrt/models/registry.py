@@ -30,6 +30,11 @@ _BIASED = {"attention_bias": (True, None)}
 _TIED = {"tie_word_embeddings": (True, None)}
 _OFF = (False, None)
 _ROUTED_BY_SIGMOID = {"scoring_func": ("sigmoid", None), "topk_method": ("noaux_tc", None)}
+_MINIMAX = {
+    "scoring_func": ("sigmoid", None),
+    "shared_intermediate_size": (0, None),
+    "use_routing_bias": (True, None),
+}
 
 
 def _wrapped(model_type: str, text: Family, *text_types: str, **changes: Any) -> Family:
@@ -222,21 +227,13 @@ _PLAIN = (
     Family(model_type="minicpm", dropped={"sparse_config": (None,)}),
     Family(
         model_type="minimax",
-        dropped={
-            "scoring_func": ("sigmoid", None),
-            "shared_intermediate_size": (0, None),
-            "use_routing_bias": (True, None),
-        },
+        dropped=_MINIMAX,
         dropped_by_rule=dropped.minimax,
     ),
     Family(
         model_type="minimax_m2",
         module="minimax",
-        dropped={
-            "scoring_func": ("sigmoid", None),
-            "shared_intermediate_size": (0, None),
-            "use_routing_bias": (True, None),
-        },
+        dropped=_MINIMAX,
         dropped_by_rule=dropped.minimax,
     ),
     Family(
