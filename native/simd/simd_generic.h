@@ -40,7 +40,8 @@ struct Simd {
   // x * 2^n for integers n in [-126, 127].
   static Vec scale_by_power(Vec x, Vec n) {
     // Not a conversion: that of a NaN is undefined, while its product below must be NaN.
-    const Int e = ((Int)(n + broadcast(12582912.0f)) << 23) + 0x3f800000;
+    // Unsigned: those of a NaN and of the magic number itself run over, which wraps as it should.
+    const Bits e = ((Bits)(n + broadcast(12582912.0f)) << 23) + 0x3f800000u;
     return x * (Vec)e;
   }
   static float sum(Vec x) { return (x[0] + x[1]) + (x[2] + x[3]); }
