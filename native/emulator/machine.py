@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import functools
+import math
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -120,6 +121,9 @@ class Machine:
         declared = translation.kernels[launch.kernel]
         if len(declared) != len(launch.buffers):
             raise Fault(f"{launch.kernel} has {len(declared)} buffers, {len(launch.buffers)} bound")
+        most, threads = translation.threads_max.get(launch.kernel), math.prod(launch.threads)
+        if most is not None and threads > most:
+            raise Fault(f"{launch.kernel} is compiled for {most} threads, {threads} launched")
         entry = getattr(_loaded(launch.text), f"emulated_{launch.kernel}")
         indices = (ctypes.c_int * len(launch.buffers))(*[b.index for b in launch.buffers])
         site = ctypes.c_void_p()
@@ -154,6 +158,11 @@ def _library() -> ctypes.CDLL:
 def declared_buffers(text: str, kernel: str) -> dict[int, str]:
     """Returns what a kernel declares each buffer to be: "input", "output" or "constant"."""
     return _translated(text).kernels[kernel]
+
+
+def declared_threads(text: str, kernel: str) -> int | None:
+    """Returns how many threads a kernel is compiled for; None where its text does not say."""
+    return _translated(text).threads_max.get(kernel)
 
 
 @functools.cache

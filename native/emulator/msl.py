@@ -33,10 +33,13 @@ class Translation:
 
     Attributes:
         kernels: by name, the kinds of its buffers by index: "input", "output" or "constant".
+        threads_max: by name, threads of a threadgroup that the kernel is compiled for, where its
+            `max_total_threads_per_threadgroup` says so.
     """
 
     source: str
     kernels: dict[str, dict[int, str]]
+    threads_max: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ def translate(text: str) -> Translation:
     words: list[tuple[int, str]] = []
     entries: list[str] = []
     kernels: dict[str, dict[int, str]] = {}
+    threads_max: dict[str, int] = {}
     index = 0
     while index < len(tokens):
         token = tokens[index]
@@ -68,6 +72,8 @@ def translate(text: str) -> Translation:
             name, entry, buffers = _entry(tokens, end + 1)
             entries.append(entry)
             kernels[name] = buffers
+            if marks and end > index + 2:
+                threads_max[name] = _threads_max(tokens[index + 2 : end])
             words.append((token.line, "__attribute__((noinline))"))
         elif not marks:
             words.append((token.line, _word(tokens, index)))
@@ -77,7 +83,7 @@ def translate(text: str) -> Translation:
     if not kernels:
         raise Refused("the text holds no [[kernel]] function")
     header = '#include "metal_stdlib.h"\n'
-    return Translation(header + _joined(words) + "".join(entries), kernels)
+    return Translation(header + _joined(words) + "".join(entries), kernels, threads_max)
 
 
 def _joined(words: list[tuple[int, str]]) -> str:
@@ -108,6 +114,21 @@ def _refuse_variable(tokens: list[Token], index: int) -> None:
             return
         if token.text in (";", "[", "=", ")", ",", "{"):
             raise Refused(f"line {token.line}: a variable in threadgroup memory is not known")
+
+
+def _threads_max(tokens: list[Token]) -> int:
+    """The number in `, max_total_threads_per_threadgroup(number)`, which may be a product."""
+    line = tokens[0].line
+    texts = [token.text for token in tokens]
+    if texts[:3] != [",", "max_total_threads_per_threadgroup", "("]:
+        raise Refused(f"line {line}: {' '.join(texts)} is not known beside kernel")
+    product = 1
+    for text in texts[3:]:
+        if text.isdigit():
+            product *= int(text)
+        elif text not in ("(", ")", "*"):
+            raise Refused(f"line {line}: {text} is not known in a number of threads")
+    return product
 
 
 def _entry(tokens: list[Token], start: int) -> tuple[str, str, dict[int, str]]:

@@ -17,7 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emulator.build import build_program
-from emulator.machine import Buffer, Fault, Launch, Machine, Mode, declared_buffers
+from emulator.machine import (
+    Buffer,
+    Fault,
+    Launch,
+    Machine,
+    Mode,
+    declared_buffers,
+    declared_threads,
+)
 
 NATIVE = Path(__file__).resolve().parents[1]
 
@@ -133,6 +141,8 @@ def _launch(
 ) -> None:
     text = what.texts[dispatch.library]
     declared = declared_buffers(text, dispatch.kernel)
+    if declared_threads(text, dispatch.kernel) != dispatch.threads:
+        raise Fault(f"{dispatch.kernel} is not compiled for {dispatch.threads} threads")
     bound = []
     written = {array for array, use in dispatch.buffers if use is Use.WRITE}
     for index, (array, use) in enumerate(dispatch.buffers):

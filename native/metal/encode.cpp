@@ -47,6 +47,10 @@ void bind(mx::metal::CommandEncoder& encoder, mx::array& array, Use use, int ind
 
 } // namespace
 
+int core_count(const mx::Stream& stream) {
+  return cores_of(mx::metal::device(stream.device).get_architecture());
+}
+
 void encode(const Plan& plan, const std::vector<mx::array>& arrays, const mx::Stream& stream,
             const char* op) {
   auto& device = mx::metal::device(stream.device);

@@ -11,6 +11,9 @@ namespace mlxrt::metal {
 
 namespace mx = mlx::core;
 
+// Cores of the stream's device, as cores_of has them.
+int core_count(const mx::Stream& stream);
+
 // Encodes a plan on a stream's encoder. `arrays` are the op's inputs, then its outputs, in the order
 // that the plan was made for; all hold data, row-contiguous, at addresses that are multiples of 16
 // bytes where vectors are read. Allocates the scratch. Throws std::runtime_error otherwise.

@@ -8,6 +8,7 @@
 #include "mlxrt/counters.h"
 #include "mlxrt/kv_write.h"
 #include "mlxrt/paged_attention.h"
+#include "src/gpu_shape.h"
 
 namespace mlxrt {
 namespace {
@@ -18,10 +19,6 @@ int64_t bytes_from(const mx::array& a, int axis) {
     bytes *= a.shape(axis);
   }
   return bytes;
-}
-
-int element_of(mx::Dtype dtype) {
-  return dtype == mx::float32 ? 0 : dtype == mx::float16 ? 1 : 2;
 }
 
 std::vector<mx::array> with_outputs(const std::vector<mx::array>& inputs,
@@ -63,28 +60,14 @@ void CopyBlocks::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::
 }
 
 void PagedAttention::eval_gpu(const std::vector<mx::array>& inputs, mx::array& output) {
-  const auto &q = inputs[0], &k_pool = inputs[1], &v_pool = inputs[2], &tables = inputs[3];
-  if (q.dtype() != k_pool.dtype() || k_pool.shape(3) != v_pool.shape(3)) {
-    throw std::runtime_error(
-        "[paged_attention] the GPU kernels serve q and pools of one dtype, keys and values of one "
-        "head size; run with `--attention gather`");
+  if (const auto reason = gpu::refusal(inputs[0], inputs[1], inputs[2]); !reason.empty()) {
+    throw std::runtime_error("[paged_attention] " + reason + "; run with `--attention gather`");
   }
-  gpu::AttentionShape shape{};
-  shape.element = element_of(q.dtype());
-  shape.head_dim = q.shape(2);
-  shape.num_q_heads = q.shape(1);
-  shape.num_kv_heads = k_pool.shape(2);
-  shape.block_size = k_pool.shape(1);
-  shape.num_blocks = k_pool.shape(0);
-  shape.max_blocks = tables.shape(1);
-  shape.num_sequences = tables.shape(0);
-  shape.num_rows = q.shape(0);
-  shape.window = window_;
-  shape.has_sinks = inputs.size() > 6;
-  shape.scale = scale_;
-  shape.softcap = softcap_;
+  auto shape = gpu::attention_shape(inputs, scale_, window_, softcap_);
   shape.most_rows = hints_.most_rows;
   shape.positions = hints_.positions;
+  static const int cores = metal::core_count(stream());
+  shape.cores = cores;
   const auto plan = metal::plan_paged_attention(shape);
   if (plan.dispatches.empty() && output.size() > 0) {
     throw std::runtime_error("[paged_attention] the GPU kernels serve no step without sequences");

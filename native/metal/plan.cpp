@@ -35,6 +35,19 @@ std::string Dispatch::text() const {
   return kernel_text(file, constants);
 }
 
+int cores_of(std::string_view architecture) {
+  switch (architecture.empty() ? '\0' : architecture.back()) {
+    case 'p':  // of phones: 5 or 6
+      return 6;
+    case 'g':  // M1 to M5: 7 to 10
+      return 10;
+    case 'd':  // Ultra: 48 to 80
+      return 64;
+    default:  // 's', Pro and Max: 14 to 40
+      return 32;
+  }
+}
+
 Plan plan_paged_attention(const gpu::AttentionShape& shape) {
   if (const auto reason = gpu::why_not(shape); !reason.empty()) {
     throw std::runtime_error(reason);

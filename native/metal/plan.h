@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/gpu/launch.h"
@@ -45,6 +46,10 @@ struct Plan {
   std::vector<int64_t> scratch_bytes;
   std::vector<Dispatch> dispatches;
 };
+
+// Cores of a GPU that MLX calls by this name ("applegpu_g13s"). Metal tells no number: the last letter
+// tells the class, of which this is the middle; 32, a large one, where it is not known.
+int cores_of(std::string_view architecture);
 
 // Arrays: q, k_pool, v_pool, block_tables, query_start, context_len, sinks if there are any; output.
 // Throws std::runtime_error if no kernel serves the call.

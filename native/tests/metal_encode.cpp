@@ -1,11 +1,12 @@
 // Encodes one call of each op with the recording encoder and prints what it was told. Arguments:
-// "attention", "kv_write", "copy_blocks", or "strided" and "unaligned", which must be refused.
+// "attention", "kv_write", "copy_blocks", "cores" and the name of an architecture, or "strided" and "unaligned", which must be refused.
 
 #include <cstdio>
 #include <cstring>
 #include <exception>
 
 #include "metal/encode.h"
+#include "mlx/backend/metal/device.h"
 #include "mlx/device.h"
 #include "mlx/ops.h"
 
@@ -81,7 +82,13 @@ void run(const char* what, const mx::Stream& stream) {
 } // namespace
 
 int main(int, char** words) try {
-  run(words[1], mx::default_stream(mx::Device::cpu));
+  const auto stream = mx::default_stream(mx::Device::cpu);
+  if (!std::strcmp(words[1], "cores")) {
+    mx::metal::device(stream.device).architecture = words[2];
+    std::printf("%d\n", metal::core_count(stream));
+    return 0;
+  }
+  run(words[1], stream);
   return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "%s\n", error.what());

@@ -152,7 +152,21 @@ def test_a_fault_names_the_line() -> None:
         row_sum(planted, Order.ASCENDING)
 
 
+@pytest.mark.parametrize(("told", "threads"), [("32 * 4", None), ("(32 * 2)", 64), ("96", 96)])
+def test_no_more_threads_run_than_the_compiler_was_told(told: str, threads: int | None) -> None:
+    attribute = f"[[kernel, max_total_threads_per_threadgroup({told})]]"
+    limited = text().replace("[[kernel]]", attribute)
+    if threads is None:
+        row_sum(limited, Order.ASCENDING)
+        return
+    with pytest.raises(Fault, match=f"compiled for {threads} threads, 128 launched"):
+        row_sum(limited, Order.ASCENDING)
+
+
 UNKNOWN = {
+    "a number of threads that is none": (
+        "[[kernel]]", "[[kernel, max_total_threads_per_threadgroup(sizeof(int))]]"),
+    "another word beside kernel": ("[[kernel]]", "[[kernel, early_fragment_tests]]"),
     "double sum": ("float sum = 0.0f;", "double sum = 0.0;"),
     "static": ("float sum = 0.0f;", "static float sum = 0.0f;"),
     "a lambda": ("float sum = 0.0f;", "auto f = [](float a) { return a; }; float sum = f(0.0f);"),

@@ -82,6 +82,18 @@ def test_writes_go_to_the_new_handles() -> None:
     assert "dispatch 3 1 1 by 128 1 1" in lines
 
 
+@pytest.mark.parametrize(
+    ("architecture", "cores"),
+    [("applegpu_g17p", 6), ("applegpu_g13g", 10), ("applegpu_g16s", 32), ("applegpu_g14d", 64),
+     ("another", 32), ("", 32)],
+)  # fmt: skip
+def test_the_name_of_an_architecture_tells_about_how_many_cores_there_are(
+    architecture: str, cores: int
+) -> None:
+    result = subprocess.run([program(), "cores", architecture], capture_output=True, text=True)
+    assert result.stdout == f"{cores}\n"
+
+
 def test_a_copy_reads_before_it_writes() -> None:
     arrays, lines = told("copy_blocks")
     pool = arrays[3]

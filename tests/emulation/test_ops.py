@@ -204,6 +204,13 @@ def test_planted_bugs_are_found(name: str) -> None:
     assert kernel_cases.excess(actual, expected) > 1
 
 
+def test_kernels_are_compiled_for_the_threads_that_run_them() -> None:
+    call = kernel_cases.build_attention(SMALL)
+    what = planted("_threadgroup(THREADS)]]", "_threadgroup(SIMDGROUPS * 16)]]", call)
+    with pytest.raises(Fault, match="is not compiled for 256 threads"):
+        emulated(call, Order.ASCENDING, what=what)
+
+
 def test_a_context_longer_than_its_table_gives_nan_and_reads_nothing_beyond() -> None:
     call = kernel_cases.build_attention(SMALL)
     contexts = mx.array([70, 9, 6 * 16 + 1], mx.int32)

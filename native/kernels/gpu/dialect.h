@@ -111,7 +111,8 @@ using namespace metal;
 #define UNROLL _Pragma("unroll")
 #define UNROLL_BY(count) _Pragma(PRAGMA_TEXT(unroll count))
 
-#define KERNEL(name) kernel void name
+// Told how many threads there are, the compiler does not give one more registers than fit.
+#define KERNEL(name) [[kernel, max_total_threads_per_threadgroup(THREADS)]] void name
 #define BUFFER(index) [[buffer(index)]]
 #define PARAMETERS(type, index)                               \
   constant type& params [[buffer(index)]],                    \

@@ -59,6 +59,10 @@ class CommandEncoder {
 
 class Device {
  public:
+  std::string architecture;
+  const std::string& get_architecture() const {
+    return architecture;
+  }
   MTL::Library* get_library(const std::string& name, const std::function<std::string()>& builder) {
     std::printf("library %s %zu\n", name.c_str(), builder().size());
     return new MTL::Library{name};
