@@ -4,8 +4,9 @@ this imports no mlx.
 
 from mlxrt.models.checkpoint import Checkpoint, read_checkpoint
 from mlxrt.models.errors import ModelError
-from mlxrt.models.families import Family, family_of
+from mlxrt.models.family import Family
 from mlxrt.models.folder import resolve_folder
+from mlxrt.models.lookup import family_of
 from mlxrt.models.registry import FAMILIES
 from mlxrt.models.semantics import check_semantics
 

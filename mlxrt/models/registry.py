@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlxrt.models import dropped
-from mlxrt.models.families import Family
+from mlxrt.models.family import Family
 from mlxrt.models.windows import (
     by_hybrid_pattern,
     by_layer_types,

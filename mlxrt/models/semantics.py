@@ -14,7 +14,7 @@ from typing import Any
 
 from mlxrt.models.checkpoint import Checkpoint
 from mlxrt.models.errors import ModelError
-from mlxrt.models.families import Config, Family
+from mlxrt.models.family import Config, Family
 from mlxrt.models.rope import rope_findings
 
 ACCEPT_FLAG = "--accept-mlx-lm-semantics"

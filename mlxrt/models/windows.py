@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mlxrt.models.families import Config
+from mlxrt.models.family import Config
 
 
 def by_layer_types(config: Config, layer_count: int) -> Sequence[int]:

@@ -11,12 +11,13 @@ from mlxrt.core.model import Limits, ModelFacts
 from mlxrt.core.step import StepReply
 from mlxrt.errors import MlxrtError, Reason, field_invalid
 from mlxrt.server.decode_step import StepCall, StepDecoder
-from mlxrt.server.dispatch import Dispatcher, Waiter
+from mlxrt.server.dispatch import Dispatcher
 from mlxrt.server.encode import encode_step
 from mlxrt.server.handler import parse, serialize
 from mlxrt.server.lifecycle import Lifecycle, ServerState
 from mlxrt.server.relocate import PathMap, in_execute, in_sampling, relocate
 from mlxrt.server.special_cases import step_of_decode, step_of_prefill
+from mlxrt.server.waiter import Waiter
 from mlxrt.server.wire_check import WireCheck
 from mlxrt.telemetry.caller import CALLER
 from mlxrt.telemetry.tracing import StepTracer

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import structlog
 
 from mlxrt.core.step import StepInput, StepReply, TokenSource
 from mlxrt.errors import Reason
+from mlxrt.server.waiter import Waiter
 from mlxrt.telemetry.tallies import Tallies
 
-if TYPE_CHECKING:
-    from mlxrt.server.dispatch import Waiter
-
-StepObserver = Callable[["Waiter", StepReply], None]
+StepObserver = Callable[[Waiter, StepReply], None]
 """Called on the event loop when an accepted step ends, with its run and its reply."""
 
 _US = 1e-6

@@ -1,4 +1,4 @@
-"""What the registry says of a family, and the look-up by a checkpoint."""
+"""What the registry says of a family."""
 
 from __future__ import annotations
 
@@ -78,21 +78,3 @@ class Family:
             raise ModelError(
                 f"windows by layer are {wanted} in config.json, mlx-lm applies {list(found)}"
             )
-
-
-def family_of(checkpoint: Checkpoint) -> Family:
-    """Returns the checkpoint's family.
-
-    Raises:
-        ModelError: it is not listed.
-    """
-    from mlxrt.models.registry import FAMILIES
-
-    text = checkpoint.text_model_type
-    name = checkpoint.model_type
-    family = FAMILIES.get(f"{name} ({text})") or FAMILIES.get(name)
-    if family is None or (text and text not in family.text_types):
-        listed = ", ".join(sorted(FAMILIES))
-        around = f" around {text!r}" if text else ""
-        raise ModelError(f"model_type {name!r}{around} is not served; listed families: {listed}")
-    return family
