@@ -248,6 +248,11 @@ class Settings(BaseSettings):
         "auto",
         description="How attention is computed. auto: native where the device has a kernel for it.",
     )  # fmt: skip
+    compiled: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether decode steps of a shape that was met before are replayed instead of "
+        "built: on needs native attention. auto: on GPUs.",
+    )  # fmt: skip
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto",
         description="Type of activations, keys and values. auto: float32 on a CPU, else the "

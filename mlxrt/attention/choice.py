@@ -46,9 +46,7 @@ class LayerCall:
     has_sinks: bool
 
 
-def choose_path(
-    choice: AttentionChoice, calls: Iterable[LayerCall], block_size: int
-) -> ChosenPath:
+def choose_path(choice: AttentionChoice, calls: Iterable[LayerCall], block_size: int) -> ChosenPath:
     """Makes the path for `choice`; `auto` takes the native path where the device has kernels for
     every one of `calls`.
 

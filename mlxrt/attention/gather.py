@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -89,6 +90,7 @@ class GatherPath:
     def prepare(self, metadata: StepMetadata, window: int = 0) -> _Prepared:
         """Splits the step into calls of attention."""
         host = metadata.host
+        assert host is not None
         row_count = int(host.query_start[-1])
         slots = host.slots[:row_count]
         begins = _begins(host, window)
@@ -111,6 +113,10 @@ class GatherPath:
             segments=tuple(segments),
             order=None if in_order else mx.array(np.argsort(rows).astype(np.int32)),
         )
+
+    def prepare_decode(self, metadata: StepMetadata, positions: int) -> Any:
+        """Raises RuntimeError: what is gathered is decided on the host, step by step."""
+        raise RuntimeError("steps of the gather path can't be compiled")
 
     def write(
         self,

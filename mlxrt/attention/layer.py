@@ -48,6 +48,12 @@ class StepBinding:
         self.prepared = self.path.prepare(metadata, self.window)
         self.attended = 0
 
+    def begin_decode(self, metadata: StepMetadata, positions: int) -> None:
+        """As `begin`, for a compiled step on the native path; see `NativePath.prepare_decode`."""
+        self.positions = metadata.positions
+        self.prepared = self.path.prepare_decode(metadata, positions)
+        self.attended = 0
+
     def end(self) -> None:
         """Forgets the step, so that its arrays can be freed."""
         self.positions = None

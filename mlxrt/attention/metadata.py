@@ -37,9 +37,13 @@ class HostRows:
 
 @dataclass(frozen=True, slots=True)
 class StepMetadata:
-    """The same on the device, beside the host's copy; fields as in `HostRows`."""
+    """The same on the device, beside the host's copy; fields as in `HostRows`.
 
-    host: HostRows
+    Attributes:
+        host: None in a compiled step, which stands for all of its shape.
+    """
+
+    host: HostRows | None
     positions: mx.array
     slots: mx.array
     query_start: mx.array

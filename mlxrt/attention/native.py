@@ -49,6 +49,7 @@ class NativePath:
     def prepare(self, metadata: StepMetadata, window: int = 0) -> _Prepared:
         """Finds out which sequences go where."""
         host = metadata.host
+        assert host is not None
         counts = np.diff(host.query_start)
         seen = np.minimum(host.context_len, window + counts) if window else host.context_len
         is_gathered = np.zeros(len(counts), bool)
@@ -67,6 +68,14 @@ class NativePath:
                 segment_of(host, index, window) for index in np.flatnonzero(is_gathered).tolist()
             ),
         )
+
+    def prepare_decode(self, metadata: StepMetadata, positions: int) -> _Prepared:
+        """A step of one row a sequence, of which the host knows the shape alone.
+
+        Args:
+            positions: about how many the sequences see together; speed alone depends on it.
+        """
+        return _Prepared(metadata, metadata.context_len, 1, positions, ())
 
     def write(
         self,

@@ -35,6 +35,14 @@ class AttentionPath(Protocol):
     def prepare(self, metadata: StepMetadata, window: int = 0) -> Any:
         """What the path derives once per step and group; `window` is the group's."""
 
+    def prepare_decode(self, metadata: StepMetadata, positions: int) -> Any:
+        """The same for any step of one row a sequence and of the arrays' shapes: what a compiled
+        step is traced with. `positions` is about how many the sequences see together.
+
+        Raises:
+            RuntimeError: steps of this path can't be compiled.
+        """
+
     def write(
         self, keys: mx.array, values: mx.array, new: tuple[mx.array, mx.array], prepared: Any
     ) -> tuple[mx.array, mx.array]:

@@ -37,7 +37,7 @@ from mlxrt.engine.memory_plan import (
 from mlxrt.engine.prompt_rows import CHUNK
 from mlxrt.engine.runner import StepRunner
 from mlxrt.engine.warm_up import warm_up
-from mlxrt.models import Checkpoint, check_semantics, family_of, read_checkpoint
+from mlxrt.models import Checkpoint, ModelError, check_semantics, family_of, read_checkpoint
 from mlxrt.models.dimensions import activation_widths
 from mlxrt.models.folder import resolve_folder
 from mlxrt.models.loading import build_model
@@ -86,10 +86,7 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
     if accepted:
         _log.warning("config fields without effect, as in mlx-lm", fields=accepted)
     device = current_device()
-    if device.kind == "cpu":
-        # There mx.compile calls a C++ compiler at run time, or does nothing where none is
-        # installed; it gains nothing and changes no bit.
-        mx.disable_compile()
+    _allow_compiling(config, device)
     max_length = min(
         config.max_model_length, checkpoint.max_model_length or config.max_model_length
     )
@@ -117,6 +114,7 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
         install_row_selector(model, family.inner),
         _layer_groups(groups, shape.layers, plan, chosen.path),
         chosen.path,
+        compiles=_compiles(config, device, chosen.path),
     )
     runner = StepRunner(
         forward,
@@ -138,6 +136,33 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
         folder=Path(checkpoint.folder),
         path_reason=chosen.reason,
     )
+
+
+def _allow_compiling(config: EngineConfig, device: Device) -> None:
+    """Turns mx.compile off, on or leaves it, for the whole process."""
+    if config.compiled == "on":
+        mx.enable_compile()
+    elif device.kind == "cpu":
+        # There it calls a C++ compiler at run time, or does nothing where none is installed; it
+        # gains nothing and changes no bit.
+        mx.disable_compile()
+
+
+def _compiles(config: EngineConfig, device: Device, path: AttentionPath) -> bool:
+    """Whether decode steps are compiled; said once where they are not on a GPU.
+
+    Raises:
+        ModelError: it was asked for, and the path can't.
+    """
+    if config.compiled == "off" or (config.compiled == "auto" and device.kind == "cpu"):
+        return False
+    if path.name == "native":
+        return True
+    reason = "attention takes the gather path"
+    if config.compiled == "on":
+        raise ModelError(f"compiled: on, but steps can't be compiled: {reason}")
+    _log.warning("decode steps are built anew instead of replayed", reason=reason)
+    return False
 
 
 def _dtype(config: EngineConfig, device: Device) -> mx.Dtype | None:

@@ -16,6 +16,8 @@ class EngineCounters:
         head_rows: rows that went through the head: those that sample or answer logits.
         async_evals: launches; one per step.
         drafts, accepted_drafts: draft tokens verified, and how many of them were accepted.
+        compiled_steps: steps whose forward was replayed rather than built.
+        traces: of those, the ones whose shape was new, or too long ago, and so had to be traced.
         failed_steps: steps that failed whole.
         failed_sequences: sequences that failed alone.
         attend_native, attend_gather: attention calls of layers, by path.
@@ -29,6 +31,8 @@ class EngineCounters:
     async_evals: int = 0
     drafts: int = 0
     accepted_drafts: int = 0
+    compiled_steps: int = 0
+    traces: int = 0
     failed_steps: int = 0
     failed_sequences: int = 0
     attend_native: int = 0

@@ -15,6 +15,8 @@ class EngineConfig:
         dtype: type of activations, keys and values; "auto" is float32 on a CPU, else the
             checkpoint's own.
         attention: "auto" is native where that runs on the device, else gather.
+        compiled: "on" replays decode steps of a shape that was met before instead of building them;
+            native attention alone can; "auto" does so on GPUs.
         block_size: positions in a block, 1 to 256.
         num_blocks: blocks of each group's pool, block 0 included, at least 2; None for as many as
             the memory plan allows.
@@ -35,6 +37,7 @@ class EngineConfig:
     model: str
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     attention: Literal["auto", "native", "gather"] = "auto"
+    compiled: Literal["auto", "on", "off"] = "auto"
     block_size: int = 16
     num_blocks: int | None = None
     window_num_blocks: int | None = None

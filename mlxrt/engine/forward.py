@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mlxrt.attention import AttentionPath, PagedLayer, StepBinding, StepMetadata
 from mlxrt.core.step import SampledRow
 from mlxrt.engine.batch import Batch
+from mlxrt.engine.compiled import CompiledSteps, is_plain_decode
 from mlxrt.engine.mirrors import decode_pending
 from mlxrt.engine.prompt_rows import CHUNK, PromptRows, PromptValues
 from mlxrt.engine.sampling import Sampled, SamplingBatch, sample
@@ -53,6 +54,7 @@ class StepGraph:
         hidden: [K + P, 1, hidden] of the selected and the prompt's rows, where head and sampling
             come later.
         prompt: logprobs of the prompt, in pieces.
+        is_compiled: the forward was replayed rather than built.
     """
 
     sampled: Sampled | None
@@ -60,6 +62,7 @@ class StepGraph:
     witness: mx.array | None
     hidden: mx.array | None = None
     prompt: tuple[LogprobArrays, ...] = ()
+    is_compiled: bool = False
 
     signal: mx.array = field(init=False)
     """The sampled tokens once more, or the witness: for the thread that reads, and for it alone."""
@@ -109,6 +112,7 @@ class Forward:
         path: how attention is computed.
         layers: the pool, layer by layer.
         group_count: groups of layers that share a table.
+        compiled: the compiled decode steps; None where every step is built.
     """
 
     def __init__(
@@ -117,6 +121,8 @@ class Forward:
         selector: RowSelector,
         groups: Sequence[LayerGroup],
         path: AttentionPath,
+        *,
+        compiles: bool = False,
     ) -> None:
         self.path = path
         self.layers = _in_model_order(groups)
@@ -124,6 +130,10 @@ class Forward:
         self._model = model
         self._selector = selector
         self._groups = groups
+        self.compiled: CompiledSteps | None = None
+        if compiles:
+            bindings = [group.binding for group in groups]
+            self.compiled = CompiledSteps(self._decode_logits, bindings, self.layers)
 
     def pools(self) -> list[mx.array]:
         """The pool's arrays."""
@@ -164,6 +174,8 @@ class Forward:
         """
         if batch is None:
             return StepGraph(None, None, self._witness())
+        if self.compiled is not None and sampling is not None and is_plain_decode(batch):
+            return self._build_compiled(self.compiled, batch, sampling, unread)
         logits, hidden = self._run(batch, unread)
         if batch.prompt is not None:
             return self.build_sampling(hidden, batch, sampling, unread)
@@ -171,6 +183,30 @@ class Forward:
             # The head is built, but nothing evaluates it.
             return StepGraph(None, None, self._witness())
         return self._sampled(logits, batch, sampling, unread)
+
+    def _build_compiled(
+        self,
+        compiled: CompiledSteps,
+        batch: Batch,
+        sampling: SamplingBatch,
+        unread: mx.array | None,
+    ) -> StepGraph:
+        ids = _with_unread(batch.tokens, batch.parity, unread, batch.row_count)
+        if sampling.is_greedy:
+            tokens, finite = compiled.greedy(batch, ids)
+            sampled = Sampled(batch.row_count, tokens, finite)
+        else:
+            sampled = sample(compiled.logits(batch, ids)[: batch.row_count], sampling, unread)
+        return StepGraph(sampled, None, None, is_compiled=True)
+
+    def _decode_logits(self, tokens: mx.array) -> mx.array:
+        """Logits [T, V] of rows whose step the groups' bindings have begun."""
+        try:
+            logits: mx.array = self._model(tokens[:, None], cache=self.layers).squeeze(1)
+            self._check_seam()
+            return logits
+        finally:
+            self._selector.kept = None
 
     def build_hidden(self, batch: Batch | None, unread: mx.array | None) -> StepGraph:
         """Adds the forward of `batch` to the graph, up to the head."""
@@ -210,7 +246,7 @@ class Forward:
         """Logprobs of the prompt's tokens, one piece after the other: a piece's logits are gone
         before those of the next.
         """
-        tokens = _with_unread(prompt.tokens, batch.parity, unread)
+        tokens = _with_unread(prompt.tokens, batch.parity, unread, len(prompt.tokens))
         pieces: list[LogprobArrays] = []
         for start in range(0, hidden.shape[0], CHUNK):
             rows = hidden[start : start + CHUNK]
@@ -225,7 +261,7 @@ class Forward:
         """Logits and hidden states [K + P, 1, hidden] of the selected rows and the prompt's."""
         self._begin(batch)
         try:
-            tokens = _with_unread(batch.tokens, batch.parity, unread)[:, None]
+            tokens = _with_unread(batch.tokens, batch.parity, unread, batch.row_count)[:, None]
             self._selector.rows = _upload(_head_rows(batch))
             logits = self._model(tokens, cache=self.layers).squeeze(1)
             self._check_seam()
@@ -319,8 +355,12 @@ def _read_prompt(pieces: tuple[LogprobArrays, ...]) -> PromptValues | None:
     )
 
 
-def _with_unread(tokens: NDArray[np.int32], parity: int, unread: mx.array | None) -> mx.array:
-    """`tokens` [n] int32, those still on the device taken from `unread`; `parity` is the step's."""
+def _with_unread(
+    tokens: NDArray[np.int32], parity: int, unread: mx.array | None, count: int
+) -> mx.array:
+    """`tokens` [n] int32, those still on the device taken from `unread`; `parity` is the step's.
+    Past `count` lies padding, which may come out as any token.
+    """
     coded = tokens < 0
     if not coded.any():
         return mx.array(tokens)
@@ -328,7 +368,8 @@ def _with_unread(tokens: NDArray[np.int32], parity: int, unread: mx.array | None
         raise RuntimeError("a row takes a token that no step in flight samples")
     # The codes are of the step before, whose parity is the other one.
     indices = np.where(coded, decode_pending(tokens, 1 - parity), 0)
-    if len(indices) == unread.shape[0] and coded.all() and (np.diff(indices) == 1).all():
+    as_they_are = coded[:count].all() and (indices[:count] == np.arange(count)).all()
+    if as_they_are and len(indices) == unread.shape[0]:
         return unread
     known = mx.array(np.where(coded, 0, tokens))
     return mx.where(mx.array(coded), unread[mx.array(indices)], known)

@@ -95,6 +95,7 @@ class MlxEngine:
             assembled.runner.counters,
             attend_native=counts.native,
             attend_gather=counts.gather,
+            traces=assembled.runner.trace_count,
             peak_bytes=mx.get_peak_memory(),
         )
 

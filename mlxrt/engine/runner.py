@@ -19,6 +19,7 @@ import numpy as np
 from mlxrt.attention import AttendCounts
 from mlxrt.core.step import Phase, StepOutcome, StepPlan
 from mlxrt.engine.batch import Batch, apply_changes, build_batch, place_codes, undo_batch
+from mlxrt.engine.compiled import CompileCounts
 from mlxrt.engine.counters import EngineCounters
 from mlxrt.engine.failed_sequences import FailedSequences
 from mlxrt.engine.flight import Flight, microseconds_since
@@ -26,8 +27,9 @@ from mlxrt.engine.forward import Forward, StepValues
 from mlxrt.engine.mirrors import SequenceMirrors, resolve_before
 from mlxrt.engine.outcome import outcome_of
 from mlxrt.engine.sampling import SamplingBatch
+from mlxrt.engine.step_failures import execution_failed, predecessor_failed
 from mlxrt.engine.step_rules import step_rules
-from mlxrt.errors import MlxrtError, Reason
+from mlxrt.errors import MlxrtError
 
 
 class DeviceLostError(Exception):
@@ -82,6 +84,12 @@ class StepRunner:
         self._device_idle_s = 0.0
 
     @property
+    def trace_count(self) -> int:
+        """Compiled steps that had to be traced since the counters started."""
+        compiled = self._forward.compiled
+        return 0 if compiled is None else compiled.counts.traces
+
+    @property
     def group_count(self) -> int:
         """Groups of layers that share a table."""
         return self._forward.group_count
@@ -90,6 +98,8 @@ class StepRunner:
         """Starts all counts anew."""
         self.counters = EngineCounters()
         self._forward.path.counts = AttendCounts()
+        if self._forward.compiled is not None:
+            self._forward.compiled.counts = CompileCounts()
 
     def read_elsewhere(self, hand_over: Callable[[Flight], None]) -> None:
         """From now on launched flights are handed over to be read, and then finished by
@@ -149,7 +159,7 @@ class StepRunner:
         self.flights.append(flight)
         if plan.cancelled:
             self._drop(plan.ticket)
-            flight.failure = _predecessor_failed()
+            flight.failure = predecessor_failed()
             return
         if plan.phase is Phase.SAMPLING:
             self._build_sampling(flight)
@@ -186,7 +196,7 @@ class StepRunner:
         self.flights.popleft()
         self._finished.append(flight)
         if flight.plan.cancelled and flight.failure is None:
-            self._fail(flight, _predecessor_failed())
+            self._fail(flight, predecessor_failed())
         outcome = None
         if flight.failure is None:
             outcome = self._take_values(flight)
@@ -222,13 +232,13 @@ class StepRunner:
                 flight.graph = forward.build(flight.batch, sampling, unread)
         except Exception as error:  # whatever it was, only this step fails
             forward.restore(flight.snapshot)
-            self._fail(flight, _execution_failed("building the step", error))
+            self._fail(flight, execution_failed("building the step", error))
 
     def _build_sampling(self, flight: Flight) -> None:
         """Builds the sampling of a forward that has ended, as `_build` does."""
         held = self._held.pop(flight.plan.ticket, None)
         if held is None:
-            flight.failure = _predecessor_failed()
+            flight.failure = predecessor_failed()
             return
         flight.plan = replace(held.plan, phase=Phase.SAMPLING, masks=flight.plan.masks)
         flight.batch = held.batch
@@ -243,7 +253,7 @@ class StepRunner:
             if held.hidden is not None and held.hidden.shape[0]:
                 flight.graph = self._forward.build_sampling(held.hidden, held.batch, sampling)
         except Exception as error:  # whatever it was, only this step fails
-            self._fail(flight, _execution_failed("building the sampling", error))
+            self._fail(flight, execution_failed("building the sampling", error))
 
     def _rules(self, flight: Flight) -> SamplingBatch | None:
         """The rules of the selected rows; None without any."""
@@ -275,6 +285,7 @@ class StepRunner:
             flight.snapshot = []
         counters.steps += 1
         counters.async_evals += 1
+        counters.compiled_steps += flight.graph.is_compiled
         if batch is not None and flight.plan.phase is not Phase.SAMPLING:
             counters.rows += batch.row_count
             counters.padding_rows += batch.bucket_row_count - batch.row_count
@@ -365,7 +376,7 @@ class StepRunner:
         if later.failure is not None or later.batch is None or failed.batch is None:
             return
         if not set(later.batch.handles).isdisjoint(failed.batch.handles):
-            self._fail(later, _predecessor_failed())
+            self._fail(later, predecessor_failed())
 
     def _recover(self, flight: Flight, activity: str, error: Exception) -> None:
         """Fails the step after an error of the device, or raises where the pool is lost with it."""
@@ -373,7 +384,7 @@ class StepRunner:
             raise DeviceLostError(f"{activity}: {error}") from error
         if flight.snapshot:
             self._forward.restore(flight.snapshot)
-        failure = _execution_failed(activity, error)
+        failure = execution_failed(activity, error)
         for later in self.flights:
             if later is not flight and later.on_device and not later.launched:
                 # It is built on what failed; its handles of the pool are not to be evaluated.
@@ -384,13 +395,3 @@ class StepRunner:
         except Exception as second:
             raise DeviceLostError(f"{activity}: {error}; then the pool: {second}") from error
         self._fail(flight, failure)
-
-
-def _execution_failed(activity: str, error: Exception) -> MlxrtError:
-    failure = MlxrtError(Reason.EXECUTION_FAILED, f"{activity}: {type(error).__name__}: {error}")
-    failure.__cause__ = error
-    return failure
-
-
-def _predecessor_failed() -> MlxrtError:
-    return MlxrtError(Reason.PREDECESSOR_FAILED, "a step that this one follows failed")

@@ -182,6 +182,9 @@ def _engine(page: _Page, engine: HasCounters) -> None:
     counts = engine.counters()
     page.set("mlxrt_forward_rows_total", counts.rows, "asked")
     page.set("mlxrt_forward_rows_total", counts.padding_rows, "padding")
+    page.set("mlxrt_engine_steps_total", counts.compiled_steps, "replayed")
+    page.set("mlxrt_engine_steps_total", counts.steps - counts.compiled_steps, "built")
+    page.set("mlxrt_step_traces_total", counts.traces)
     page.set("mlxrt_attention_calls_total", counts.attend_native, "native")
     page.set("mlxrt_attention_calls_total", counts.attend_gather, "gather")
     for kind, size in engine.memory_bytes().items():

@@ -344,21 +344,31 @@ def state(launch: Launch) -> Page:
     return page
 
 
-@moves("mlxrt_forward_rows_total", "mlxrt_attention_calls_total", "mlxrt_memory_bytes")
+@moves(
+    "mlxrt_forward_rows_total", "mlxrt_attention_calls_total", "mlxrt_memory_bytes",
+    "mlxrt_engine_steps_total", "mlxrt_step_traces_total",
+)  # fmt: skip
 def real_engine(launch: Launch) -> Page:
     with free_port() as address, ServerProcess(
-        ["--num-blocks", "64", "--set", f"metrics_address={address}"]
+        ["--num-blocks", "64", "--set", f"metrics_address={address}", "--set", "compiled=on"]
     ) as server, Client(server.address) as client, client.open_session() as session:  # fmt: skip
         page = Page(address)
         layers = sum(len(g.layer_indices) for g in client.model_info().groups)
+        blocks = session.allocate_blocks({0: 3})[0]
         prefill = StepRequest(
-            new_sequences=[messages.new_sequence(1, [1, 2, 3], session.allocate_blocks({0: 2}))],
-            items=[messages.chunk_item(1, row_count=3, sample=True)],
+            new_sequences=[
+                messages.new_sequence(1 + index, [1 + index], {0: [block]})
+                for index, block in enumerate(blocks)
+            ],
+            items=[messages.chunk_item(1 + i, row_count=1, sample=True) for i in range(3)],
         )
         with page.moves("mlxrt_forward_rows_total", 3, kind="asked"), page.moves(
             "mlxrt_attention_calls_total", layers, path="native"
-        ):  # fmt: skip
+        ), page.moves("mlxrt_step_traces_total", 1):  # three rows: new after the warm-up
             session.step(prefill)
+        with page.moves("mlxrt_engine_steps_total", 2, forward="replayed"):
+            for _ in range(2):
+                session.step(StepRequest(decode_sequence_ids=[1, 2, 3]))
         for kind in ("active", "cache", "peak", "limit", "kv_pool", "weights"):
             assert page.value("mlxrt_memory_bytes", kind=kind) > 0, kind
         pool = page.value("mlxrt_memory_bytes", kind="kv_pool")

@@ -95,6 +95,11 @@ class SamplingBatch:
     masks: Masks | None = None
     barred: tuple[int, ...] = ()
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether every row is a plain greedy one."""
+        return self == SamplingBatch(self.count)
+
     @classmethod
     def greedy(cls, count: int) -> SamplingBatch:
         """Returns a batch of `count` plain greedy rows; costs about a microsecond."""
