@@ -19,12 +19,14 @@ else:
     _cuda = mx.cuda.is_available() and importlib.util.find_spec("mlxrt.kernels._native_cuda")
     _native = importlib.import_module(f"mlxrt.kernels.{'_native_cuda' if _cuda else '_native'}")
 
+add_rms_norm = _native.add_rms_norm
 built_mlx_version = _native.built_mlx_version
 copy_blocks = _native.copy_blocks
 counters = _native.counters
 data_address = _native.data_address
 gpu_refusal = _native.gpu_refusal
 kv_write = _native.kv_write
+norm_rope_write = _native.norm_rope_write
 num_threads = _native.num_threads
 paged_attention = _native.paged_attention
 read_bandwidth = _native.read_bandwidth
@@ -33,6 +35,7 @@ set_num_threads = _native.set_num_threads
 set_simd_level = _native.set_simd_level
 simd_level = _native.simd_level
 simd_levels = _native.simd_levels
+swiglu = _native.swiglu
 
 try:
     _native.probe(mx.array(0))
@@ -43,12 +46,14 @@ except TypeError as error:
     ) from error
 
 __all__ = [
+    "add_rms_norm",
     "built_mlx_version",
     "copy_blocks",
     "counters",
     "data_address",
     "gpu_refusal",
     "kv_write",
+    "norm_rope_write",
     "num_threads",
     "paged_attention",
     "read_bandwidth",
@@ -57,4 +62,5 @@ __all__ = [
     "set_simd_level",
     "simd_level",
     "simd_levels",
+    "swiglu",
 ]

@@ -135,6 +135,108 @@ def paged_attention(
             of range, a pool is not row-contiguous, or the stream is a GPU's.
     """
 
+def norm_rope_write(
+    qkv: mx.array,
+    q_norm: mx.array | None,
+    k_norm: mx.array | None,
+    eps: float,
+    positions: mx.array,
+    inverse_frequencies: mx.array,
+    scale: float,
+    traditional: bool,
+    keys: mx.array,
+    values: mx.array,
+    slots: mx.array,
+    num_q_heads: int,
+    num_kv_heads: int,
+    *,
+    stream: mx.Stream | mx.Device | mx.ThreadLocalStream | None = None,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Norms and turns the heads of a merged projection, writes keys and values into the pools in
+    place, and returns the queries and the pools' new handles; see kv_write about those.
+
+    Each query and key head goes through mx.fast.rms_norm, if there are weights, and mx.fast.rope;
+    results are rounded to qkv's dtype where those round on the same device: on a CPU bfloat16 and
+    float16 come out the same but for the last bit of a norm whose sum went another way. Whatever
+    the dtype, sums are taken in float32.
+
+    Args:
+        qkv: [T, (num_q_heads + 2 * num_kv_heads) * head_dim] float32, bfloat16 or float16: query
+            heads, then keys, then values. Any strides on the CPU, row-contiguous on a GPU.
+        q_norm: [head_dim] in qkv's dtype, or None: queries are not normed.
+        k_norm: The same for keys.
+        eps: Added to the mean square; 0 or positive.
+        positions: [T] int32.
+        inverse_frequencies: [pairs] float32, 1 <= pairs <= head_dim / 2: pair i turns by
+            positions[t] * scale * inverse_frequencies[i]; see `mlxrt.kernels.frequencies`. A pair
+            is entries i and pairs + i of a head, traditionally 2 i and 2 i + 1; the entries from
+            2 * pairs on do not turn.
+        scale: Factor of the positions, finite.
+        traditional: Which entries are a pair.
+        keys: [num_blocks, block_size, num_kv_heads, head_dim] float32, bfloat16 or float16, not
+            necessarily qkv's (on a GPU it must be); row-contiguous.
+        values: The same shape and dtype.
+        slots: [T] int64, as for kv_write.
+        num_q_heads: Query heads.
+        num_kv_heads: Heads of keys, and of values.
+        stream: Stream or device; default: the current stream.
+
+    Returns:
+        Queries [T, num_q_heads, head_dim] in qkv's dtype; the handles of both pools.
+
+    Raises:
+        ValueError: a rank, shape, dtype or option does not fit.
+        RuntimeError: at evaluation: a slot is past the pools (nothing is written), a pool is not
+            row-contiguous, or no kernel of the stream's GPU serves the call.
+    """
+
+def add_rms_norm(
+    x: mx.array,
+    residual: mx.array,
+    weight: mx.array,
+    eps: float,
+    *,
+    stream: mx.Stream | mx.Device | mx.ThreadLocalStream | None = None,
+) -> tuple[mx.array, mx.array]:
+    """Returns x + residual and that times weight over its root mean square.
+
+    Both are rounded to the dtype where addition and mx.fast.rms_norm are.
+
+    Args:
+        x: [T, N] float32, bfloat16 or float16. Any strides on the CPU, row-contiguous on a GPU, as
+            all three.
+        residual: [T, N] of x's dtype.
+        weight: [N] of x's dtype.
+        eps: Added to the mean square; 0 or positive.
+        stream: Stream or device; default: the current stream.
+
+    Raises:
+        ValueError: a rank, shape or dtype does not fit.
+        RuntimeError: at evaluation: no kernel of the stream's GPU serves the call.
+    """
+
+def swiglu(
+    gate_up: mx.array,
+    *,
+    stream: mx.Stream | mx.Device | mx.ThreadLocalStream | None = None,
+) -> mx.array:
+    """Returns silu of the rows' first halves times their second halves.
+
+    Rounded where x * mx.sigmoid(x) * up is on the same device.
+
+    Args:
+        gate_up: [T, 2 * I] float32, bfloat16 or float16. Any strides on the CPU, row-contiguous on
+            a GPU.
+        stream: Stream or device; default: the current stream.
+
+    Returns:
+        [T, I] in gate_up's dtype.
+
+    Raises:
+        ValueError: the rank, shape or dtype does not fit.
+        RuntimeError: at evaluation: no kernel of the stream's GPU serves the call.
+    """
+
 def gpu_refusal(q: mx.array, k_pool: mx.array, v_pool: mx.array) -> str:
     """Returns why no GPU kernel attends over these, by their shapes and dtypes; empty if one does.
 

@@ -78,6 +78,60 @@ def paged_attention(
     return out.astype(q.dtype)
 
 
+def norm_rope_write(
+    qkv: mx.array,
+    q_norm: mx.array | None,
+    k_norm: mx.array | None,
+    eps: float,
+    positions: mx.array,
+    inverse_frequencies: mx.array,
+    scale: float,
+    traditional: bool,
+    keys: mx.array,
+    values: mx.array,
+    slots: mx.array,
+    num_q_heads: int,
+    num_kv_heads: int,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Returns the queries, and copies of the pools with the rows' keys and values.
+
+    By mx.fast on the default device. Its rope takes frequencies: the angles are the very same where
+    1 / (1 / f) is f again for each inverse frequency f.
+    """
+    head_dim = keys.shape[3]
+    heads = qkv.reshape(-1, num_q_heads + 2 * num_kv_heads, 1, head_dim)
+    with np.errstate(divide="ignore"):
+        freqs = mx.array(np.float32(1) / np.array(inverse_frequencies))
+
+    def finish(part: mx.array, weight: mx.array | None) -> mx.array:
+        if not part.size:
+            return part[:, :, 0]
+        normed = part if weight is None else mx.fast.rms_norm(part, weight, eps)
+        return mx.fast.rope(
+            normed, 2 * freqs.size, traditional=traditional, base=None, scale=scale,
+            offset=positions, freqs=freqs,
+        )[:, :, 0]  # fmt: skip
+
+    queries = finish(heads[:, :num_q_heads], q_norm)
+    new_keys = finish(heads[:, num_q_heads : num_q_heads + num_kv_heads], k_norm)
+    new_values = heads[:, num_q_heads + num_kv_heads :, 0]
+    return (queries, *kv_write(keys, values, new_keys, new_values, slots))
+
+
+def add_rms_norm(
+    x: mx.array, residual: mx.array, weight: mx.array, eps: float
+) -> tuple[mx.array, mx.array]:
+    """Returns the sum and its RMS norm, by mx.fast on the default device."""
+    total = x + residual
+    return total, mx.fast.rms_norm(total, weight, eps)
+
+
+def swiglu(gate_up: mx.array) -> mx.array:
+    """Returns silu of each row's first half times its second half."""
+    gate, up = mx.split(gate_up, 2, axis=-1)
+    return gate * mx.sigmoid(gate) * up
+
+
 def _gather(pool: mx.array, table: np.ndarray, first: int, end: int) -> mx.array:
     """Positions [first, end) of a sequence as [positions, num_kv_heads, head_dim] float32.
 

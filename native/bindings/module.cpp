@@ -2,6 +2,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
@@ -10,7 +11,9 @@
 #include "mlxrt/copy_blocks.h"
 #include "mlxrt/counters.h"
 #include "mlxrt/kv_write.h"
+#include "mlxrt/norm_rope_write.h"
 #include "mlxrt/paged_attention.h"
+#include "mlxrt/row_ops.h"
 #include "mlxrt/thread_pool.h"
 #include "simd/dispatch.h"
 #include "src/gpu_shape.h"
@@ -75,6 +78,22 @@ NB_MODULE(MLXRT_MODULE, m) {
         "q"_a, "k_pool"_a, "v_pool"_a, "block_tables"_a, "query_start"_a, "context_len"_a,
         nb::kw_only(), "scale"_a, "window"_a = 0, "softcap"_a = 0.0f, "sinks"_a = nb::none(),
         "most_rows"_a = 0, "positions"_a = 0, "stream"_a = nb::none());
+  m.def("norm_rope_write",
+        [](const mx::array& qkv, const std::optional<mx::array>& q_norm,
+           const std::optional<mx::array>& k_norm, float eps, const mx::array& positions,
+           const mx::array& inverse_frequencies, float scale, bool traditional,
+           const mx::array& keys, const mx::array& values, const mx::array& slots,
+           int num_q_heads, int num_kv_heads, mx::StreamOrDevice stream) {
+          return mlxrt::norm_rope_write(qkv, q_norm, k_norm, eps, positions, inverse_frequencies,
+                                        scale, traditional, keys, values, slots,
+                                        {num_q_heads, num_kv_heads}, stream);
+        },
+        "qkv"_a, "q_norm"_a.none(), "k_norm"_a.none(), "eps"_a, "positions"_a,
+        "inverse_frequencies"_a, "scale"_a, "traditional"_a, "keys"_a, "values"_a, "slots"_a,
+        "num_q_heads"_a, "num_kv_heads"_a, nb::kw_only(), "stream"_a = nb::none());
+  m.def("add_rms_norm", &mlxrt::add_rms_norm, "x"_a, "residual"_a, "weight"_a, "eps"_a,
+        nb::kw_only(), "stream"_a = nb::none());
+  m.def("swiglu", &mlxrt::swiglu, "gate_up"_a, nb::kw_only(), "stream"_a = nb::none());
   m.def("gpu_refusal", &mlxrt::gpu::refusal, "q"_a, "k_pool"_a, "v_pool"_a);
 
   m.def("counters", &counters);

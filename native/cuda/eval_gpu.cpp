@@ -9,7 +9,9 @@
 #include "mlxrt/copy_blocks.h"
 #include "mlxrt/counters.h"
 #include "mlxrt/kv_write.h"
+#include "mlxrt/norm_rope_write.h"
 #include "mlxrt/paged_attention.h"
+#include "mlxrt/row_ops.h"
 #include "src/gpu_shape.h"
 
 namespace mlxrt {
@@ -210,6 +212,18 @@ void PagedAttention::eval_gpu(const std::vector<mx::array>& inputs, mx::array& o
     add_node(encoder, kernel, dim3_of(launch.grid), launch.threads, launch.threadgroup_bytes,
              arguments);
   }
+}
+
+void NormRopeWrite::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
+  throw std::runtime_error("[norm_rope_write] there is no GPU kernel");
+}
+
+void AddRMSNorm::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
+  throw std::runtime_error("[add_rms_norm] there is no GPU kernel");
+}
+
+void SwiGLU::eval_gpu(const std::vector<mx::array>&, mx::array&) {
+  throw std::runtime_error("[swiglu] there is no GPU kernel");
 }
 
 } // namespace mlxrt

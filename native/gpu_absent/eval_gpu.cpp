@@ -5,7 +5,9 @@
 
 #include "mlxrt/copy_blocks.h"
 #include "mlxrt/kv_write.h"
+#include "mlxrt/norm_rope_write.h"
 #include "mlxrt/paged_attention.h"
+#include "mlxrt/row_ops.h"
 
 namespace mlxrt {
 namespace {
@@ -28,6 +30,18 @@ void CopyBlocks::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&
 
 void PagedAttention::eval_gpu(const std::vector<mx::array>&, mx::array&) {
   refuse("paged_attention");
+}
+
+void NormRopeWrite::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
+  refuse("norm_rope_write");
+}
+
+void AddRMSNorm::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
+  refuse("add_rms_norm");
+}
+
+void SwiGLU::eval_gpu(const std::vector<mx::array>&, mx::array&) {
+  refuse("swiglu");
 }
 
 } // namespace mlxrt

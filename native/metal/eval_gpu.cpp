@@ -7,7 +7,9 @@
 #include "mlxrt/copy_blocks.h"
 #include "mlxrt/counters.h"
 #include "mlxrt/kv_write.h"
+#include "mlxrt/norm_rope_write.h"
 #include "mlxrt/paged_attention.h"
+#include "mlxrt/row_ops.h"
 #include "src/gpu_shape.h"
 
 namespace mlxrt {
@@ -75,6 +77,18 @@ void PagedAttention::eval_gpu(const std::vector<mx::array>& inputs, mx::array& o
   output.set_data(mx::allocator::malloc(output.nbytes()));
   metal::encode(plan, with_outputs(inputs, {output}), stream(), "paged_attention");
   count_evaluation(Op::paged_attention);
+}
+
+void NormRopeWrite::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
+  throw std::runtime_error("[norm_rope_write] there is no GPU kernel");
+}
+
+void AddRMSNorm::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
+  throw std::runtime_error("[add_rms_norm] there is no GPU kernel");
+}
+
+void SwiGLU::eval_gpu(const std::vector<mx::array>&, mx::array&) {
+  throw std::runtime_error("[swiglu] there is no GPU kernel");
 }
 
 } // namespace mlxrt

@@ -47,11 +47,22 @@ constexpr float no_maximum = -1e30f;
 // row's arithmetic depends on positions alone.
 constexpr int tile_positions = 32;
 
+struct NormRopeRow; // in fused.h
+struct AddNormRow;
+struct GateRow;
+
 struct KernelSet {
   const char* name;
   void (*attend)(const AttentionPart& part);
   // Reads bytes (a multiple of 1024) and returns a value that depends on all of them.
   uint32_t (*read_stream)(const void* data, size_t bytes);
+  // Cosines and sines of position * inverse_frequencies[i], |each| <= largest_angle, rounded to
+  // `type`; all three arrays of padded_floats(half).
+  void (*angles)(ElementType type, const float* inverse_frequencies, float position, int half,
+                 float* cosines, float* sines);
+  void (*norm_rope)(const NormRopeRow& row);
+  void (*add_norm)(const AddNormRow& row);
+  void (*gate)(const GateRow& row);
 };
 
 const KernelSet& generic_kernels();

@@ -1,11 +1,12 @@
 #include "simd/simd_avx2.h"
-// The vector type comes first: the kernel is written in terms of it.
+// The vector type comes first: the kernels are written in terms of it.
 #include "simd/attention_kernel.h"
+#include "simd/fused_kernel.h"
 
 namespace mlxrt::kernels {
 
 const KernelSet& avx2_kernels() {
-  static constexpr KernelSet set{"avx2", attend, read_stream};
+  static constexpr KernelSet set{"avx2", attend, read_stream, angles, norm_rope, add_norm, gate};
   return set;
 }
 

@@ -64,6 +64,35 @@ struct Simd {
   static Vec load_float16(const char* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
+  static __m128i low_halves(__m256i x) {
+    return _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  }
+  static __m256i bfloat16_bits(Vec x) {
+    const __m256i bits = _mm256_castps_si256(x);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i up =
+        _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+    const __m256 nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+    const __m256 quiet = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
+    return _mm256_srli_epi32(
+        _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(up), quiet, nan)), 16);
+  }
+  static void store_bfloat16(char* p, Vec x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), low_halves(bfloat16_bits(x)));
+  }
+  static Vec round_bfloat16(Vec x) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(bfloat16_bits(x), 16));
+  }
+  static void store_float16(char* p, Vec x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  static Vec round_float16(Vec x) {
+    return _mm256_cvtph_ps(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  static Vec where_negative(Vec x, Vec a, Vec b) {
+    return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, zero(), _CMP_LT_OQ));
+  }
   // Never called: rows are multiples of 8 elements.
   static Vec load_float32_half(const char*) { return zero(); }
   static Vec load_bfloat16_half(const char*) { return zero(); }

@@ -82,6 +82,37 @@ struct Simd {
     bits |= (Bits)(magnitude >= 0x7c00u) & 0x7f800000u;
     return (Vec)(bits | ((h & 0x8000u) << 16));
   }
+  // To nearest, ties to even; a NaN stays one. Stored are `lanes` elements of two bytes.
+  static Bits bfloat16_bits(Vec x) {
+    const Bits bits = (Bits)x;
+    const Bits up = bits + 0x7fffu + ((bits >> 16) & 1u);
+    return (x == x ? up : Bits{} + 0x7fc00000u) >> 16;
+  }
+  static Bits float16_bits(Vec x) {
+    const Bits bits = (Bits)x;
+    const Bits magnitude = bits & 0x7fffffffu;
+    const Bits normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    // Subnormal: adding 0.5 lets the hardware round.
+    const Bits small = (Bits)((Vec)magnitude + broadcast(0.5f)) - 0x3f000000u;
+    Bits rounded = magnitude < 0x38800000u ? small : normal;
+    rounded = magnitude >= 0x477ff000u ? Bits{} + 0x7c00u : rounded; // rounds to 65536 or more
+    rounded = magnitude > 0x7f800000u ? Bits{} + 0x7e00u : rounded;
+    return rounded | ((bits >> 16) & 0x8000u);
+  }
+  static void store_halves(char* p, Bits bits) {
+    const Halves h = __builtin_convertvector(bits, Halves);
+    memcpy(p, &h, sizeof(h));
+  }
+  static void store_bfloat16(char* p, Vec x) { store_halves(p, bfloat16_bits(x)); }
+  static Vec round_bfloat16(Vec x) { return (Vec)(bfloat16_bits(x) << 16); }
+  static void store_float16(char* p, Vec x) { store_halves(p, float16_bits(x)); }
+  static Vec round_float16(Vec x) {
+    char halves[sizeof(Halves)];
+    store_float16(halves, x);
+    return load_float16(halves);
+  }
+  // a where x < 0, else b: where x is NaN, too.
+  static Vec where_negative(Vec x, Vec a, Vec b) { return x < 0.0f ? a : b; }
   // The last lanes / 2 elements of a row, the upper lanes zero: only for 16 lanes.
   static Vec load_float32_half(const char*) { return zero(); }
   static Vec load_bfloat16_half(const char*) { return zero(); }

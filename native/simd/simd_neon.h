@@ -48,6 +48,25 @@ struct Simd {
   static Vec load_float16(const char* p) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p))));
   }
+  static uint32x4_t bfloat16_bits(Vec x) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(x);
+    const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    const uint32x4_t up = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), odd);
+    return vshrq_n_u32(vbslq_u32(vceqq_f32(x, x), up, vdupq_n_u32(0x7fc00000)), 16);
+  }
+  static void store_bfloat16(char* p, Vec x) {
+    vst1_u16(reinterpret_cast<uint16_t*>(p), vmovn_u32(bfloat16_bits(x)));
+  }
+  static Vec round_bfloat16(Vec x) {
+    return vreinterpretq_f32_u32(vshlq_n_u32(bfloat16_bits(x), 16));
+  }
+  static void store_float16(char* p, Vec x) {
+    vst1_u16(reinterpret_cast<uint16_t*>(p), vreinterpret_u16_f16(vcvt_f16_f32(x)));
+  }
+  static Vec round_float16(Vec x) { return vcvt_f32_f16(vcvt_f16_f32(x)); }
+  static Vec where_negative(Vec x, Vec a, Vec b) {
+    return vbslq_f32(vcltzq_f32(x), a, b);
+  }
   // Never called: rows are multiples of 8 elements.
   static Vec load_float32_half(const char*) { return zero(); }
   static Vec load_bfloat16_half(const char*) { return zero(); }

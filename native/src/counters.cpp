@@ -2,15 +2,15 @@
 
 namespace mlxrt {
 namespace {
-std::array<std::atomic<uint64_t>, 3> counts{};
+std::array<std::atomic<uint64_t>, op_names.size()> counts{};
 }
 
 void count_evaluation(Op op) {
   counts[static_cast<int>(op)].fetch_add(1, std::memory_order_relaxed);
 }
 
-std::array<uint64_t, 3> evaluation_counts() {
-  std::array<uint64_t, 3> values;
+std::array<uint64_t, op_names.size()> evaluation_counts() {
+  std::array<uint64_t, op_names.size()> values;
   for (size_t i = 0; i < counts.size(); ++i) {
     values[i] = counts[i].load(std::memory_order_relaxed);
   }

@@ -44,7 +44,34 @@ def copy_arguments() -> dict[str, Any]:
     }
 
 
+def norm_rope_arguments() -> dict[str, Any]:
+    return {
+        "qkv": mx.ones((2, 6 * 16)),
+        "q_norm": mx.ones(16),
+        "k_norm": mx.ones(16),
+        "eps": 1e-6,
+        "positions": mx.array([3, 4], mx.int32),
+        "inverse_frequencies": mx.ones(8),
+        "scale": 1.0,
+        "traditional": False,
+        "keys": mx.zeros((5, 4, 1, 16)),
+        "values": mx.zeros((5, 4, 1, 16)),
+        "slots": mx.array([3, 4], mx.int64),
+        "num_q_heads": 4,
+        "num_kv_heads": 1,
+    }
+
+
+def add_norm_arguments() -> dict[str, Any]:
+    return {
+        "x": mx.ones((2, 8)), "residual": mx.ones((2, 8)), "weight": mx.ones(8), "eps": 1e-6,
+    }  # fmt: skip
+
+
 def test_the_arguments_themselves_fit() -> None:
+    mx.eval(kernels.norm_rope_write(**norm_rope_arguments()))
+    mx.eval(kernels.add_rms_norm(**add_norm_arguments()))
+    mx.eval(kernels.swiglu(mx.ones((2, 8))))
     mx.eval(kernels.paged_attention(**attention_arguments()))
     mx.eval(kernels.kv_write(**write_arguments()))
     mx.eval(kernels.copy_blocks(**copy_arguments()))
@@ -88,6 +115,55 @@ def test_the_arguments_themselves_fit() -> None:
             ({"values": mx.ones((2, 2, 16))}, "values has shape"),
             ({"slots": mx.array([3, 4], mx.int32)}, "slots must be int64, got int32"),
             ({"slots": mx.array([[3, 4]], mx.int64)}, "slots must have 1 axes"),
+        ]
+    ]
+    + [
+        (kernels.norm_rope_write, norm_rope_arguments, changed, named)
+        for changed, named in [
+            ({"qkv": mx.ones((2, 6, 16))}, "qkv must have 2 axes"),
+            ({"qkv": mx.ones((2, 5 * 16))}, "qkv has shape"),
+            ({"qkv": mx.ones((2, 6 * 16), mx.int32)}, "qkv must be float32, bfloat16 or float16"),
+            ({"q_norm": mx.ones(15)}, "q_norm has shape"),
+            ({"k_norm": mx.ones(16, mx.bfloat16)}, "k_norm must be float32, got bfloat16"),
+            ({"k_norm": mx.ones((1, 16))}, "k_norm must have 1 axes"),
+            ({"eps": -1.0}, "eps must be 0 or positive"),
+            ({"eps": float("nan")}, "eps must be 0 or positive"),
+            ({"positions": mx.array([3, 4], mx.int64)}, "positions must be int32, got int64"),
+            ({"positions": mx.array([3], mx.int32)}, "positions has shape"),
+            ({"inverse_frequencies": mx.ones(9)}, "inverse_frequencies has 9 entries"),
+            ({"inverse_frequencies": mx.ones(0)}, "inverse_frequencies has 0 entries"),
+            ({"inverse_frequencies": mx.ones(8, mx.float16)}, "inverse_frequencies must be float"),
+            ({"scale": float("inf")}, "scale must be finite"),
+            ({"keys": mx.zeros((5, 4, 16))}, "keys must have 4 axes"),
+            ({"keys": mx.zeros((5, 4, 1, 16), mx.int8)}, "keys must be float32"),
+            ({"values": mx.zeros((5, 4, 1, 8))}, "values has shape"),
+            ({"values": mx.zeros((5, 4, 1, 16), mx.float16)}, "values must be float32, got"),
+            ({"slots": mx.array([3, 4], mx.int32)}, "slots must be int64"),
+            ({"slots": mx.array([3], mx.int64)}, "slots has shape"),
+            ({"num_q_heads": 0}, "num_q_heads must be positive"),
+            ({"num_kv_heads": -1}, "num_kv_heads must be positive"),
+            ({"num_kv_heads": 2}, "keys has shape"),
+        ]
+    ]
+    + [
+        (kernels.add_rms_norm, add_norm_arguments, changed, named)
+        for changed, named in [
+            ({"x": mx.ones(8)}, "x must have 2 axes"),
+            ({"x": mx.ones((2, 8), mx.int32)}, "x must be float32, bfloat16 or float16"),
+            ({"x": mx.ones((2, 0))}, "x has rows without elements"),
+            ({"residual": mx.ones((1, 8))}, "residual has shape"),
+            ({"residual": mx.ones((2, 8), mx.float16)}, "residual must be float32, got float16"),
+            ({"weight": mx.ones(7)}, "weight has shape"),
+            ({"weight": mx.ones(8, mx.bfloat16)}, "weight must be float32, got bfloat16"),
+            ({"eps": -1e-6}, "eps must be 0 or positive"),
+        ]
+    ]
+    + [
+        (kernels.swiglu, lambda: {}, changed, named)
+        for changed, named in [
+            ({"gate_up": mx.ones(8)}, "gate_up must have 2 axes"),
+            ({"gate_up": mx.ones((2, 7))}, "gate_up has shape .* even size"),
+            ({"gate_up": mx.ones((2, 8), mx.int32)}, "gate_up must be float32"),
         ]
     ]
     + [
@@ -148,6 +224,12 @@ def test_a_slot_past_the_pool_writes_nothing() -> None:
     with pytest.raises(RuntimeError, match=r"\[kv_write\] slots\[1\] is 20, the pool has 20 slots"):
         mx.eval(kernels.kv_write(**arguments))
     assert not arguments["k_pool"].any() and not arguments["v_pool"].any()
+    arguments = norm_rope_arguments()
+    arguments["slots"] = mx.array([3, 20], mx.int64)
+    refused = r"\[norm_rope_write\] slots\[1\] is 20, the pools have 20 slots"
+    with pytest.raises(RuntimeError, match=refused):
+        mx.eval(kernels.norm_rope_write(**arguments))
+    assert not arguments["keys"].any() and not arguments["values"].any()
 
 
 @pytest.mark.parametrize(
@@ -173,3 +255,7 @@ def test_a_pool_that_is_not_contiguous_is_refused() -> None:
         mx.eval(kernels.kv_write(**{**write_arguments(), "k_pool": pool}))
     with pytest.raises(RuntimeError, match="must be row-contiguous"):
         mx.eval(kernels.paged_attention(**{**attention_arguments(), "k_pool": pool}))
+    pool = mx.zeros((5, 4, 16, 1)).swapaxes(2, 3)[:, ::2]
+    pools = {"keys": mx.zeros(pool.shape), "values": pool}
+    with pytest.raises(RuntimeError, match="values must be row-contiguous"):
+        mx.eval(kernels.norm_rope_write(**{**norm_rope_arguments(), **pools}))

@@ -132,7 +132,8 @@ def test_a_step_ahead_without_copies() -> None:
     np.testing.assert_allclose(outputs, [p / 2 for p in range(39)], rtol=1e-6)
     assert kernels.data_address(k_pool) == address
     assert mx.get_peak_memory() - before < 1 << 20
-    assert kernels.counters() == {"kv_write": 40, "copy_blocks": 0, "paged_attention": 40}
+    counts = {name: count for name, count in kernels.counters().items() if count}
+    assert counts == {"kv_write": 40, "paged_attention": 40}
 
 
 def test_under_compile_in_place() -> None:

@@ -72,9 +72,9 @@ def test_building_does_not_count_and_evaluating_does() -> None:
         mx.ones((1, 1, 8)),
         mx.array([0], mx.int64),
     )
-    assert kernels.counters() == {"kv_write": 0, "copy_blocks": 0, "paged_attention": 0}
+    assert set(kernels.counters().values()) == {0} and len(kernels.counters()) == 6
     mx.eval(built)
-    assert kernels.counters() == {"kv_write": 1, "copy_blocks": 0, "paged_attention": 0}
+    assert {name: n for name, n in kernels.counters().items() if n} == {"kv_write": 1}
     kernels.reset_counters()
     assert set(kernels.counters().values()) == {0}
 

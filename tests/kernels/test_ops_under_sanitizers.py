@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OPS = ("kv_write", "copy_blocks", "paged_attention", "refusals", "invariance")
+OPS = (
+    "kv_write", "copy_blocks", "paged_attention", "fused_ops", "compiled", "refusals", "invariance",
+)  # fmt: skip
 LIBRARIES = ("libasan.so", "libubsan.so", "libstdc++.so")
 
 pytestmark = [

@@ -6,16 +6,23 @@
 
 namespace mlxrt {
 
-enum class Op : int { kv_write, copy_blocks, paged_attention };
+enum class Op : int {
+  kv_write,
+  copy_blocks,
+  paged_attention,
+  norm_rope_write,
+  add_rms_norm,
+  swiglu
+};
 
-inline constexpr std::array<const char*, 3> op_names = {
-    "kv_write", "copy_blocks", "paged_attention"};
+inline constexpr std::array<const char*, 6> op_names = {
+    "kv_write", "copy_blocks", "paged_attention", "norm_rope_write", "add_rms_norm", "swiglu"};
 
 // Adds one evaluation of `op`. Any thread.
 void count_evaluation(Op op);
 
 // Evaluations of each op since the start or the last reset, in the order of op_names. Any thread.
-std::array<uint64_t, 3> evaluation_counts();
+std::array<uint64_t, op_names.size()> evaluation_counts();
 
 // Sets every count to zero. Any thread.
 void reset_evaluation_counts();
