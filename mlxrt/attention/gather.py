@@ -150,7 +150,7 @@ class GatherPath:
             _attend_singles(queries, pool, group, scale, sinks) for group in prepared.singles
         ]
         outputs += [
-            attend_segment(queries, pool, segment, scale, window, sinks)
+            attend_segment(queries, read_segment(pool, segment), segment, scale, window, sinks)
             for segment in prepared.segments
         ]
         output = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=0)
@@ -261,16 +261,21 @@ def _attend_singles(
     return output.squeeze(2)
 
 
+def read_segment(pool: tuple[mx.array, mx.array], segment: Segment) -> list[mx.array]:
+    """Keys and values of a segment's blocks, copied: each `[number of blocks, block_size, ...]`."""
+    return [array[segment.blocks] for array in pool]
+
+
 def attend_segment(
     queries: mx.array,
-    pool: tuple[mx.array, mx.array],
+    blocks: list[mx.array],
     segment: Segment,
     scale: float,
     window: int,
     sinks: mx.array | None,
 ) -> mx.array:
-    """Attention of a segment's rows: `[n, Hq, D]`."""
-    keys, values = (_gather(array, segment) for array in pool)
+    """Attention of a segment's rows: `[n, Hq, D]`; `blocks` as `read_segment` returns them."""
+    keys, values = (_positions(array, segment) for array in blocks)
     rows = queries[segment.first : segment.last].transpose(1, 0, 2)[None]
     output = mx.fast.scaled_dot_product_attention(
         rows, keys, values, scale=scale, mask=_mask(segment, window), sinks=sinks
@@ -278,10 +283,10 @@ def attend_segment(
     return output[0].transpose(1, 0, 2)
 
 
-def _gather(pool: mx.array, segment: Segment) -> mx.array:
+def _positions(blocks: mx.array, segment: Segment) -> mx.array:
     """Positions `begin` to `context - 1` of the sequence as `[1, Hkv, n, D]`."""
-    skipped = segment.begin % pool.shape[1]
-    rows = pool[segment.blocks].reshape(-1, *pool.shape[2:])
+    skipped = segment.begin % blocks.shape[1]
+    rows = blocks.reshape(-1, *blocks.shape[2:])
     rows = rows[skipped : skipped + segment.context - segment.begin]
     return rows.transpose(1, 0, 2)[None]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from mlxrt import kernels
 from mlxrt.attention.floors import gathers_chunk
-from mlxrt.attention.gather import Segment, attend_segment, segment_of
+from mlxrt.attention.gather import Segment, attend_segment, read_segment, segment_of
 from mlxrt.attention.metadata import StepMetadata
 from mlxrt.attention.path import AttendCounts
 
@@ -45,6 +45,9 @@ class NativePath:
     def __init__(self) -> None:
         self.counts = AttendCounts()
         self._on_gpu = mx.default_device() == mx.gpu
+        # CUDA orders graphs, and within one a pool's write comes before its reads; Metal orders
+        # command buffers only by what they are told of.
+        self._holds_pools = self._on_gpu and not mx.cuda.is_available()
 
     def prepare(self, metadata: StepMetadata, window: int = 0) -> _Prepared:
         """Finds out which sequences go where."""
@@ -110,7 +113,10 @@ class NativePath:
         for segment in prepared.segments:
             if own is not None and segment.first > row:
                 pieces.append(own[row : segment.first])
-            pieces.append(attend_segment(queries, pool, segment, scale, window, sinks))
+            blocks = read_segment(pool, segment)
+            if self._holds_pools:
+                blocks = kernels.hold_pools(blocks, list(pool))
+            pieces.append(attend_segment(queries, blocks, segment, scale, window, sinks))
             row = segment.last
         if row < queries.shape[0]:
             # Rows of sequences that the kernels serve, or padding.

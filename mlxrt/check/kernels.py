@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +26,8 @@ SPEED_CELLS = ((1024, 1), (1024, 8), (4096, 1), (4096, 8), (16384, 1))
 """Context and batch."""
 FRAGMENTED_STEPS = 200
 FRAGMENTED_RMS_MAX = 5e-3
+OVERWRITES = 30
+BFLOAT16_ROUNDING = 2**-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ def _findings(cases: int, seed: int) -> Iterator[Finding]:
     yield _writes(rng, cases)
     yield _copies(rng, cases)
     yield _fragmented(seed)
+    yield _overwritten()
 
 
 def _attention(name: str, drawn: list[AttentionCase]) -> Finding:
@@ -196,6 +200,41 @@ def _fragmented(seed: int) -> Finding:
     native = _count("paged_attention") - before
     rms = squares**0.5 / FRAGMENTED_RMS_MAX
     return Finding("200 fragmented steps", FRAGMENTED_STEPS, native, rms)
+
+
+def _overwritten() -> Finding:
+    """One pool is written and read OVERWRITES times in one graph, by the kernel and by mlx's own
+    gather, ordered by nothing but the pool; each read must see what was written just before it.
+    """
+    from mlxrt import kernels
+
+    heads, dim, block, count = 4, 128, 16, 64
+    pools = [mx.zeros((count, block, heads, dim), mx.bfloat16) for _ in range(2)]
+    rows = [mx.full((count * block, heads, dim), i + 1.0, mx.bfloat16) for i in range(OVERWRITES)]
+    blocks = mx.arange(count)[::-1].astype(mx.int32)
+    query = mx.ones((1, heads, dim), mx.bfloat16)
+    lengths = [mx.array(v, mx.int32) for v in ([0, 1], [count * block])]
+    slots = mx.arange(count * block).astype(mx.int64)
+    mx.eval(pools, rows, blocks, query, lengths, slots)
+    before, reads, seen = _reads(), [query], []
+    for row in rows:
+        row = mx.depends(row, reads)  # what is written does not hang on what was read
+        pools = list(kernels.kv_write(pools[0], pools[1], row, row, slots))
+        gathered = kernels.hold_pools([pool[blocks] for pool in pools], pools)
+        arguments = [query, *pools, blocks[None], *lengths]
+        out = kernels.paged_attention(*arguments, scale=dim**-0.5)
+        reads = [*gathered, out]
+        seen.append([end for read in reads for end in (read.min(), read.max())])
+    mx.eval(seen)
+    values = np.array([[float(np.array(end.astype(mx.float32))) for end in ends] for ends in seen])
+    worst = float(np.abs(values / np.arange(1, OVERWRITES + 1)[:, None] - 1).max())
+    native = int((_reads() - before).min())
+    name = f"{OVERWRITES} overwrites, hold_pools"
+    return Finding(name, OVERWRITES, native, worst / BFLOAT16_ROUNDING)
+
+
+def _reads() -> NDArray[np.int64]:
+    return np.array([_count("paged_attention"), _count("hold_pools")])
 
 
 def _rows(rng: np.random.Generator, shape: tuple[int, ...]) -> mx.array:

@@ -25,6 +25,7 @@ copy_blocks = _native.copy_blocks
 counters = _native.counters
 data_address = _native.data_address
 gpu_refusal = _native.gpu_refusal
+hold_pools = _native.hold_pools
 kv_write = _native.kv_write
 norm_rope_write = _native.norm_rope_write
 num_threads = _native.num_threads
@@ -52,6 +53,7 @@ __all__ = [
     "counters",
     "data_address",
     "gpu_refusal",
+    "hold_pools",
     "kv_write",
     "norm_rope_write",
     "num_threads",

@@ -79,6 +79,29 @@ def copy_blocks(
             is copied), a pool is not row-contiguous, or the stream is a GPU's.
     """
 
+def hold_pools(
+    arrays: list[mx.array],
+    pools: list[mx.array],
+    *,
+    stream: mx.Stream | mx.Device | mx.ThreadLocalStream | None = None,
+) -> list[mx.array]:
+    """Returns the arrays as they are; later writes into the pools wait until they are computed.
+
+    It follows reads of the pools by mlx's own operations (`pool[blocks]`). mlx knows nothing of
+    writes in place: on a GPU one could otherwise overtake such a read, on Metal in a later command
+    buffer, on CUDA within one graph. Take the returned handles: if nobody reads them nothing is
+    held. The operations here need it not.
+
+    Args:
+        arrays: at least one, of any shape and dtype: what was read. Nothing is copied.
+        pools: at least one: what it was read from.
+        stream: Stream or device; default: the current stream.
+
+    Raises:
+        ValueError: there are no arrays, or no pools.
+        RuntimeError: at evaluation: the stream is a GPU's that this build has no kernels for.
+    """
+
 def paged_attention(
     q: mx.array,
     k_pool: mx.array,

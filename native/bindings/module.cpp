@@ -10,6 +10,7 @@
 #include "mlxrt/bandwidth.h"
 #include "mlxrt/copy_blocks.h"
 #include "mlxrt/counters.h"
+#include "mlxrt/hold_pools.h"
 #include "mlxrt/kv_write.h"
 #include "mlxrt/norm_rope_write.h"
 #include "mlxrt/paged_attention.h"
@@ -65,6 +66,8 @@ NB_MODULE(MLXRT_MODULE, m) {
         nb::kw_only(), "stream"_a = nb::none());
   m.def("copy_blocks", &mlxrt::copy_blocks, "pools"_a, "sources"_a, "destinations"_a,
         nb::kw_only(), "stream"_a = nb::none());
+  m.def("hold_pools", &mlxrt::hold_pools, "arrays"_a, "pools"_a, nb::kw_only(),
+        "stream"_a = nb::none());
   m.def("paged_attention",
         [](const mx::array& q, const mx::array& k_pool, const mx::array& v_pool,
            const mx::array& block_tables, const mx::array& query_start,

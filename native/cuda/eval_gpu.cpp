@@ -8,6 +8,7 @@
 #include "mlx/backend/cuda/utils.h"
 #include "mlxrt/copy_blocks.h"
 #include "mlxrt/counters.h"
+#include "mlxrt/hold_pools.h"
 #include "mlxrt/kv_write.h"
 #include "mlxrt/norm_rope_write.h"
 #include "mlxrt/paged_attention.h"
@@ -164,6 +165,21 @@ void CopyBlocks::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::
     encoder.set_output_array(pool);
     add_node(encoder, write, grid, threads, 0, {&scratch_at, &from, &to, &pool_at, &params});
   }
+}
+
+void HoldPools::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  auto& encoder = encoder_of(stream());
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    outputs[i].copy_shared_buffer(inputs[i]);
+    encoder.set_input_array(inputs[i]);
+  }
+  for (size_t i = outputs.size(); i < inputs.size(); ++i) {
+    encoder.set_output_array(inputs[i]);
+  }
+  count_evaluation(Op::hold_pools);
+  // Dependencies are a node's, so there is one, which does nothing.
+  add_node(encoder, find_kernel(encoder.device().cuda_device(), moving_kernels, "hold_pools"),
+           dim3(1), 1, 0, {});
 }
 
 void PagedAttention::eval_gpu(const std::vector<mx::array>& inputs, mx::array& output) {

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "mlxrt/copy_blocks.h"
+#include "mlxrt/hold_pools.h"
 #include "mlxrt/kv_write.h"
 #include "mlxrt/norm_rope_write.h"
 #include "mlxrt/paged_attention.h"
@@ -42,6 +43,10 @@ void AddRMSNorm::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&
 
 void SwiGLU::eval_gpu(const std::vector<mx::array>&, mx::array&) {
   refuse("swiglu");
+}
+
+void HoldPools::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
+  refuse("hold_pools");
 }
 
 } // namespace mlxrt

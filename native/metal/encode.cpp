@@ -83,4 +83,15 @@ void encode(const Plan& plan, const std::vector<mx::array>& arrays, const mx::St
   }
 }
 
+void hold(const std::vector<mx::array>& arrays, const std::vector<mx::array>& pools,
+          const mx::Stream& stream) {
+  auto& encoder = mx::metal::get_command_encoder(stream);
+  for (const auto& array : arrays) {
+    encoder.set_input_array(array, 0);
+  }
+  for (const auto& pool : pools) {
+    encoder.register_output_array(pool);
+  }
+}
+
 } // namespace mlxrt::metal

@@ -20,4 +20,9 @@ int core_count(const mx::Stream& stream);
 void encode(const Plan& plan, const std::vector<mx::array>& arrays, const mx::Stream& stream,
             const char* op);
 
+// Registers the pools as written by what computed the arrays: the encoder that does so waits for
+// those of the arrays, and the next to write into a pool waits for it.
+void hold(const std::vector<mx::array>& arrays, const std::vector<mx::array>& pools,
+          const mx::Stream& stream);
+
 } // namespace mlxrt::metal

@@ -6,6 +6,7 @@
 #include "mlx/allocator.h"
 #include "mlxrt/copy_blocks.h"
 #include "mlxrt/counters.h"
+#include "mlxrt/hold_pools.h"
 #include "mlxrt/kv_write.h"
 #include "mlxrt/norm_rope_write.h"
 #include "mlxrt/paged_attention.h"
@@ -59,6 +60,15 @@ void CopyBlocks::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::
   }
   metal::encode(plan, with_outputs(inputs, outputs), stream(), "copy_blocks");
   count_evaluation(Op::copy_blocks);
+}
+
+void HoldPools::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  const auto pools = inputs.begin() + static_cast<int64_t>(outputs.size());
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    outputs[i].copy_shared_buffer(inputs[i]);
+  }
+  metal::hold({inputs.begin(), pools}, {pools, inputs.end()}, stream());
+  count_evaluation(Op::hold_pools);
 }
 
 void PagedAttention::eval_gpu(const std::vector<mx::array>& inputs, mx::array& output) {

@@ -1,5 +1,5 @@
 // Encodes one call of each op with the recording encoder and prints what it was told. Arguments:
-// "attention", "kv_write", "copy_blocks", "cores" and the name of an architecture, or "strided" and "unaligned", which must be refused.
+// "attention", "kv_write", "copy_blocks", "hold", "cores" and the name of an architecture, or "strided" and "unaligned", which must be refused.
 
 #include <cstdio>
 #include <cstring>
@@ -65,6 +65,10 @@ void run(const char* what, const mx::Stream& stream) {
     const auto arrays = filled({{4, 8}, {2}, {2}, {4, 8}}, mx::float32);
     show(arrays);
     metal::encode(metal::plan_copy_blocks({2, 4, {32}}), arrays, stream, what);
+  } else if (!std::strcmp(what, "hold")) {
+    const auto arrays = filled({{2, 8}, {2, 8}, {4, 8}, {4, 8}}, mx::float32);
+    show(arrays);
+    metal::hold({arrays[0], arrays[1]}, {arrays[2], arrays[3]}, stream);
   } else {
     auto arrays = attention_arrays();
     if (!std::strcmp(what, "strided")) {

@@ -24,7 +24,7 @@ STUBS = NATIVE / "tests" / "macos_stubs"
 CACHE = NATIVE.parent / "build" / "macos"
 SOURCES = (
     "metal/eval_gpu", "metal/encode", "metal/plan", "metal/text", "kernels/gpu/launch",
-    "src/gpu_shape", "src/counters", "src/thread_pool",
+    "src/gpu_shape", "src/hold_pools", "cpu/hold_pools", "src/counters", "src/thread_pool",
     "src/kv_write", "src/copy_blocks", "src/paged_attention",
     "src/norm_rope_write", "src/row_ops", "cpu/norm_rope_write", "cpu/row_ops",
     "cpu/kv_write", "cpu/copy_blocks", "cpu/paged_attention", "cpu/attention_plan",

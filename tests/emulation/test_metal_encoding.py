@@ -105,6 +105,13 @@ def test_a_copy_reads_before_it_writes() -> None:
     ]  # fmt: skip
 
 
+def test_reads_of_a_pool_by_mlx_itself_are_registered_as_its_last_writer() -> None:
+    """Metal's fences between command buffers know who wrote: the next write must find the reads."""
+    arrays, lines = told("hold")
+    read, pools = arrays[:2], arrays[2:]
+    assert lines == [*(f"input {a} 0" for a in read), *(f"registered {p}" for p in pools)]
+
+
 @pytest.mark.parametrize(
     ("what", "reason"), [("strided", "is not row-contiguous"), ("unaligned", "no multiple of 16")]
 )

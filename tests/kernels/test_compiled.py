@@ -101,7 +101,11 @@ def test_a_compiled_layer_equals_an_uncompiled_one_and_copies_no_pool() -> None:
     compiled = run_steps(step, pools, 9)
     assert mx.get_peak_memory() - before < 4 << 20
     assert len(traced) == 1
-    assert set(kernels.counters().values()) == {10}
+    operations = {name for name, count in kernels.counters().items() if count}
+    assert operations == {
+        "kv_write", "copy_blocks", "paged_attention", "norm_rope_write", "add_rms_norm", "swiglu",
+    }  # fmt: skip
+    assert {kernels.counters()[name] for name in operations} == {10}
     assert [kernels.data_address(pool) for pool in pools] == addresses
     assert pools[0].any() and mx.array_equal(pools[0][0], pools[0][-1])
     for a, b in zip(plain, compiled, strict=True):

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from mlxrt import kernels
 from mlxrt.check import kernel_cases
-from mlxrt.check.kernels import run_kernel_check
+from mlxrt.check.kernels import OVERWRITES, run_kernel_check
 from mlxrt.cli import app
 from mlxrt.exit_code import ExitCode
 from mlxrt.kernels import reference
@@ -30,10 +30,11 @@ def check(cases: int = 3) -> tuple[ExitCode, str]:
 def test_it_passes_here() -> None:
     code, text = check()
     assert code is ExitCode.OK, text
-    assert text.count(" ok ") == 9 and "FAILED" not in text
+    assert text.count(" ok ") == 10 and "FAILED" not in text
     counts = kernels.counters()
-    assert counts["paged_attention"] == 3 * (3 + 1) + 200
-    assert counts["kv_write"] == 3 + 200 and counts["copy_blocks"] == 3
+    assert counts["paged_attention"] == 3 * (3 + 1) + 200 + OVERWRITES
+    assert counts["kv_write"] == 3 + 200 + OVERWRITES and counts["copy_blocks"] == 3
+    assert counts["hold_pools"] == OVERWRITES
 
 
 def off_by_a_little(operation: Callable[..., mx.array]) -> Callable[..., mx.array]:
@@ -46,13 +47,26 @@ def off_by_a_little(operation: Callable[..., mx.array]) -> Callable[..., mx.arra
     return changed
 
 
-@pytest.mark.parametrize("operation", ["paged_attention", "kv_write", "copy_blocks"])
+@pytest.mark.parametrize("operation", ["paged_attention", "kv_write", "copy_blocks", "hold_pools"])
 def test_what_is_not_native_fails(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, operation, getattr(reference, operation))
     code, text = check()
     assert code is ExitCode.ABI
     failed = [line for line in text.splitlines() if "FAILED" in line]
     assert failed and any(operation in line for line in failed)
+
+
+def test_a_read_that_a_write_overtakes_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU would give it: the gather sees what the next write brought."""
+
+    def late(arrays: list[mx.array], pools: list[mx.array]) -> list[mx.array]:
+        return kernels_hold([array + 1 for array in arrays], pools)
+
+    kernels_hold = kernels.hold_pools
+    monkeypatch.setattr(kernels, "hold_pools", late)
+    code, text = check()
+    (failed,) = [line for line in text.splitlines() if "FAILED" in line]
+    assert code is ExitCode.ABI and "overwrites" in failed
 
 
 def test_a_wrong_row_fails(monkeypatch: pytest.MonkeyPatch) -> None:

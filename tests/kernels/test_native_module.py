@@ -72,9 +72,10 @@ def test_building_does_not_count_and_evaluating_does() -> None:
         mx.ones((1, 1, 8)),
         mx.array([0], mx.int64),
     )
-    assert set(kernels.counters().values()) == {0} and len(kernels.counters()) == 6
+    nothing = dict.fromkeys(kernels.counters(), 0)
+    assert kernels.counters() == nothing
     mx.eval(built)
-    assert {name: n for name, n in kernels.counters().items() if n} == {"kv_write": 1}
+    assert kernels.counters() == nothing | {"kv_write": 1}
     kernels.reset_counters()
     assert set(kernels.counters().values()) == {0}
 

@@ -12,11 +12,13 @@ enum class Op : int {
   paged_attention,
   norm_rope_write,
   add_rms_norm,
-  swiglu
+  swiglu,
+  hold_pools
 };
 
-inline constexpr std::array<const char*, 6> op_names = {
-    "kv_write", "copy_blocks", "paged_attention", "norm_rope_write", "add_rms_norm", "swiglu"};
+inline constexpr std::array<const char*, 7> op_names = {
+    "kv_write", "copy_blocks", "paged_attention", "norm_rope_write", "add_rms_norm", "swiglu",
+    "hold_pools"};
 
 // Adds one evaluation of `op`. Any thread.
 void count_evaluation(Op op);
