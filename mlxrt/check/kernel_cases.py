@@ -73,6 +73,14 @@ class WriteCall:
 
 
 @dataclass(frozen=True, slots=True)
+class SampleCall:
+    """The arguments of sample: logits and rules."""
+
+    logits: mx.array
+    rules: mx.array
+
+
+@dataclass(frozen=True, slots=True)
 class CopyCall:
     """The arguments of copy_blocks."""
 
@@ -172,6 +180,37 @@ def draw_write(rng: np.random.Generator, rows_max: int = 200) -> WriteCall:
             mx.array(slots),
         )
     )
+
+
+def draw_sample(
+    rng: np.random.Generator, vocabulary_max: int = 5000, rows_max: int = 8
+) -> SampleCall:
+    """Draws a call of sample: flat and steep rows, ties, tokens that a mask forbids, NaN and
+    infinities, every rule alone and with others, greedy rows and rows past the rules.
+    """
+    rows = int(rng.integers(1, rows_max + 1))
+    vocabulary = int(rng.choice([1, 2, 31, 300, 513, vocabulary_max]))
+    logits = rng.standard_normal((rows, min(vocabulary, vocabulary_max)))
+    logits *= rng.choice([0.0, 0.01, 1.0, 5.0, 40.0], (rows, 1))
+    coarse = rng.random(rows) < 0.3
+    logits[coarse] = np.round(logits[coarse])
+    logits[(rng.random(logits.shape) < 0.4) & (rng.random((rows, 1)) < 0.3)] = -np.inf
+    for odd in (np.nan, np.inf):
+        if rng.random() < 0.1:
+            logits[rng.integers(rows), rng.integers(logits.shape[1])] = odd
+    rule_rows = int(rng.choice([rows, rows, max(1, rows - 1), rows + 2]))
+    columns = [
+        rng.choice([0.0, 1.0, 1.0, 0.7, 0.1, 2.5, 2.0**-126], rule_rows),
+        rng.choice([0, 0, 1, 2, 40, logits.shape[1]], rule_rows),
+        rng.choice([1.0, 1.0, 0.95, 0.5, 1e-3, 1e-9], rule_rows),
+        rng.choice([np.inf, np.inf, 3.0, 0.7, 0.0], rule_rows),
+        rng.choice([0.0, 1.0 - 2.0**-24, -1.0], rule_rows, p=[0.05, 0.05, 0.9]),
+    ]
+    drawn = rng.integers(0, 1 << 24, rule_rows) * 2.0**-24
+    columns[4] = np.where(columns[4] < 0, drawn, columns[4])
+    dtype = DTYPES[int(rng.integers(len(DTYPES)))]
+    rules = np.stack(columns, axis=1).astype(np.float32)
+    return SampleCall(mx.array(logits.astype(np.float32)).astype(dtype), mx.array(rules))
 
 
 def draw_copy(rng: np.random.Generator, num_blocks_max: int = 30) -> CopyCall:

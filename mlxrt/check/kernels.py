@@ -108,6 +108,7 @@ def _findings(cases: int, seed: int) -> Iterator[Finding]:
     rng = np.random.default_rng([seed, 10])
     yield _writes(rng, cases)
     yield _copies(rng, cases)
+    yield _samples(np.random.default_rng([seed, 12]), 5 * cases)
     yield _fragmented(seed)
     yield _overwritten()
 
@@ -153,6 +154,22 @@ def _copies(rng: np.random.Generator, cases: int) -> Finding:
         mx.eval(expected)
         worst = max(worst, _bits_differ(kernels.copy_blocks(*arguments), expected))
     return Finding("copy_blocks", cases, _count("copy_blocks") - before, worst)
+
+
+def _samples(rng: np.random.Generator, cases: int) -> Finding:
+    from mlxrt import kernels
+    from mlxrt.kernels import reference
+
+    before, worst, example = _count("sample"), 0.0, ""
+    for case in range(cases):
+        call = kernel_cases.draw_sample(rng)
+        sampled = kernels.sample(call.logits, call.rules)
+        mx.eval(sampled)
+        with mx.stream(mx.cpu):
+            differ = _bits_differ(sampled, reference.sample(call.logits, call.rules))
+        if differ:
+            worst, example = differ, f"case {case}: {call.logits.shape} {call.rules.tolist()}"
+    return Finding("sample", cases, _count("sample") - before, worst, example)
 
 
 def _bits_differ(actual: list[mx.array] | tuple[mx.array, ...], expected: object) -> float:

@@ -36,6 +36,7 @@ from mlxrt.engine.memory_plan import (
 )
 from mlxrt.engine.prompt_rows import CHUNK
 from mlxrt.engine.runner import StepRunner
+from mlxrt.engine.sampling import Sampler, choose_sampler
 from mlxrt.engine.warm_up import warm_up
 from mlxrt.models import Checkpoint, ModelError, check_semantics, family_of, read_checkpoint
 from mlxrt.models.dimensions import activation_widths
@@ -65,6 +66,7 @@ class Assembled:
 
     runner: StepRunner
     path: AttentionPath
+    sampler: Sampler
     facts: ModelFacts
     description: EngineDescription
     plan: MemoryPlan
@@ -99,6 +101,7 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
     chosen = choose_path(AttentionChoice(config.attention), shape.calls, config.block_size)
     if chosen.reason:
         _log.warning("gather attention instead of native", reason=chosen.reason)
+    sampler = _sampler(config, shape)
     groups = partition(shape.windows)
     step_shape = _step_shape(checkpoint, config, shape, max_length, buckets, chosen.path)
     plan = _plan(checkpoint, config, device, dtype, shape, groups, step_shape)
@@ -114,6 +117,7 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
         install_row_selector(model, family.inner),
         _layer_groups(groups, shape.layers, plan, chosen.path),
         chosen.path,
+        sampler,
         compiles=_compiles(config, device, chosen.path),
     )
     runner = StepRunner(
@@ -130,6 +134,7 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
     return Assembled(
         runner=runner,
         path=chosen.path,
+        sampler=sampler,
         facts=_facts(checkpoint, config, plan, shape, groups, max_length),
         description=_describe(device, chosen.path),
         plan=plan,
@@ -137,6 +142,15 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
         path_reason=chosen.reason,
     )
 
+
+
+def _sampler(config: EngineConfig, shape: ModelShape) -> Sampler:
+    wants_native = config.attention != AttentionChoice.GATHER.value
+    dtype = shape.calls[0].query_dtype
+    chosen = choose_sampler(wants_native, shape.vocabulary_size, dtype)
+    if chosen.reason:
+        _log.warning("plain sampling instead of native", reason=chosen.reason)
+    return chosen.sampler
 
 def _allow_compiling(config: EngineConfig, device: Device) -> None:
     """Turns mx.compile off, on or leaves it, for the whole process."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mlxrt.attention import HostRows, PagedLayer, StepBinding, StepMetadata
 from mlxrt.engine.batch import Batch
-from mlxrt.engine.sampling import SamplingBatch, sample
+from mlxrt.engine.sampling import Sampler, SamplingBatch, sample
 
 FUNCTIONS_MAX = 128
 """Compiled functions that are kept; the one that was used longest ago makes room."""
@@ -60,13 +60,18 @@ class CompiledSteps:
     """
 
     def __init__(
-        self, logits_of: Head, bindings: Sequence[StepBinding], layers: Sequence[PagedLayer]
+        self,
+        logits_of: Head,
+        bindings: Sequence[StepBinding],
+        layers: Sequence[PagedLayer],
+        sampler: Sampler,
     ) -> None:
         """Takes `logits_of`, from token ids [Tb] to logits [Tb, V], through `layers`."""
         self.counts = CompileCounts()
         self._logits_of = logits_of
         self._bindings = bindings
         self._layers = layers
+        self._sampler = sampler
         self._functions: OrderedDict[_Shape, Any] = OrderedDict()
 
     def __len__(self) -> int:
@@ -102,10 +107,11 @@ class CompiledSteps:
                 self._functions.popitem(last=False)
         self._functions.move_to_end(shape)
         counts = self._bindings[0].path.counts
-        before = counts.native
+        before, steps = counts.native, self._sampler.steps
         pools = [array for layer in self._layers for array in (layer.keys, layer.values)]
         outputs, pools = function(tokens, _arrays(batch.groups, row_count, width), pools)
         counts.native = before + len(self._layers)
+        self._sampler.steps = steps + samples
         for index, layer in enumerate(self._layers):
             layer.keys, layer.values = pools[2 * index], pools[2 * index + 1]
         found: list[mx.array] = outputs
@@ -131,7 +137,8 @@ class CompiledSteps:
                     binding.end()
             outputs = [logits]
             if shape.samples:
-                sampled = sample(logits, SamplingBatch.greedy(shape.row_count))
+                greedy = SamplingBatch.greedy(shape.row_count)
+                sampled = sample(logits, greedy, sampler=self._sampler)
                 outputs = [sampled.tokens, sampled.finite]
             return outputs, [array for layer in layers for array in (layer.keys, layer.values)]
 

@@ -21,6 +21,7 @@ class EngineCounters:
         failed_steps: steps that failed whole.
         failed_sequences: sequences that failed alone.
         attend_native, attend_gather: attention calls of layers, by path.
+        sample_native, sample_plain: steps sampled, by sampler.
         peak_bytes: the most memory that MLX held.
     """
 
@@ -37,4 +38,6 @@ class EngineCounters:
     failed_sequences: int = 0
     attend_native: int = 0
     attend_gather: int = 0
+    sample_native: int = 0
+    sample_plain: int = 0
     peak_bytes: int = 0

@@ -18,7 +18,7 @@ from mlxrt.engine.batch import Batch
 from mlxrt.engine.compiled import CompiledSteps, is_plain_decode
 from mlxrt.engine.mirrors import decode_pending
 from mlxrt.engine.prompt_rows import CHUNK, PromptRows, PromptValues
-from mlxrt.engine.sampling import Sampled, SamplingBatch, sample
+from mlxrt.engine.sampling import Sampled, Sampler, SamplingBatch, sample
 from mlxrt.engine.sampling.logprobs import logprobs
 from mlxrt.engine.sampling.rules import LogprobGroup
 from mlxrt.engine.sampling.sampled import LogprobArrays
@@ -110,6 +110,7 @@ class Forward:
 
     Attributes:
         path: how attention is computed.
+        sampler: who picks the tokens.
         layers: the pool, layer by layer.
         group_count: groups of layers that share a table.
         compiled: the compiled decode steps; None where every step is built.
@@ -121,10 +122,12 @@ class Forward:
         selector: RowSelector,
         groups: Sequence[LayerGroup],
         path: AttentionPath,
+        sampler: Sampler,
         *,
         compiles: bool = False,
     ) -> None:
         self.path = path
+        self.sampler = sampler
         self.layers = _in_model_order(groups)
         self.group_count = len(groups)
         self._model = model
@@ -133,7 +136,7 @@ class Forward:
         self.compiled: CompiledSteps | None = None
         if compiles:
             bindings = [group.binding for group in groups]
-            self.compiled = CompiledSteps(self._decode_logits, bindings, self.layers)
+            self.compiled = CompiledSteps(self._decode_logits, bindings, self.layers, sampler)
 
     def pools(self) -> list[mx.array]:
         """The pool's arrays."""
@@ -196,7 +199,8 @@ class Forward:
             tokens, finite = compiled.greedy(batch, ids)
             sampled = Sampled(batch.row_count, tokens, finite)
         else:
-            sampled = sample(compiled.logits(batch, ids)[: batch.row_count], sampling, unread)
+            logits = compiled.logits(batch, ids)[: batch.row_count]
+            sampled = sample(logits, sampling, unread, sampler=self.sampler)
         return StepGraph(sampled, None, None, is_compiled=True)
 
     def _decode_logits(self, tokens: mx.array) -> mx.array:
@@ -295,7 +299,8 @@ class Forward:
         if batch.selection.logits:
             chosen = mx.array(np.array(batch.selection.logits, np.int32))
             answered = logits[chosen].astype(mx.float32)
-        return StepGraph(sample(logits, sampling, unread), answered, None, prompt=prompt)
+        sampled = sample(logits, sampling, unread, sampler=self.sampler)
+        return StepGraph(sampled, answered, None, prompt=prompt)
 
     def _begin(self, batch: Batch) -> None:
         metadata = StepMetadata.from_host(batch.groups[0])

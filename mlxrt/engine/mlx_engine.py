@@ -90,12 +90,14 @@ class MlxEngine:
             return self._final_counters
         import mlx.core as mx
 
-        counts = assembled.path.counts
+        counts, sampler = assembled.path.counts, assembled.sampler
         return replace(
             assembled.runner.counters,
             attend_native=counts.native,
             attend_gather=counts.gather,
             traces=assembled.runner.trace_count,
+            sample_native=sampler.steps if sampler.name == "native" else 0,
+            sample_plain=sampler.steps if sampler.name == "plain" else 0,
             peak_bytes=mx.get_peak_memory(),
         )
 

@@ -100,6 +100,7 @@ class StepRunner:
         self._forward.path.counts = AttendCounts()
         if self._forward.compiled is not None:
             self._forward.compiled.counts = CompileCounts()
+        self._forward.sampler.steps = 0
 
     def read_elsewhere(self, hand_over: Callable[[Flight], None]) -> None:
         """From now on launched flights are handed over to be read, and then finished by

@@ -32,6 +32,7 @@ num_threads = _native.num_threads
 paged_attention = _native.paged_attention
 read_bandwidth = _native.read_bandwidth
 reset_counters = _native.reset_counters
+sample = _native.sample
 set_num_threads = _native.set_num_threads
 set_simd_level = _native.set_simd_level
 simd_level = _native.simd_level
@@ -60,6 +61,7 @@ __all__ = [
     "paged_attention",
     "read_bandwidth",
     "reset_counters",
+    "sample",
     "set_num_threads",
     "set_simd_level",
     "simd_level",

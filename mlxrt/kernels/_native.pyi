@@ -260,6 +260,36 @@ def swiglu(
         RuntimeError: at evaluation: no kernel of the stream's GPU serves the call.
     """
 
+def sample(
+    logits: mx.array,
+    rules: mx.array,
+    *,
+    stream: mx.Stream | mx.Device | mx.ThreadLocalStream | None = None,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Samples one token per row by rules 3 to 7 of mlxrt/v1/sampling.proto, without a sort.
+
+    Weights are integers: e^((logit - largest) / temperature) in units of 2^-40, rounded down. Their
+    sums are exact, so a row's result depends on its own logits and rules alone, to the bit: not on
+    the batch, on threads or on the instruction set.
+
+    Args:
+        logits: [S, V] float32, float16 or bfloat16, V at most 2^20. Minus infinity: not allowed.
+        rules: [R, 5] float32, R at least 1: temperature (0: greedy), top_k (0: off), top_p,
+            min_p_depth (-ln(min_p), infinity: off), uniform (0 to 1, 1 excluded). Rows from R on
+            are greedy, R may exceed S. A value out of its range counts as off, as 0 or as greedy.
+        stream: Stream or device; default: the current stream.
+
+    Returns:
+        tokens: [S] int32; 0 in a row with NaN or plus infinity, or of nothing but minus infinity.
+        finite: [S] bool, whether no logit of the row is NaN or infinite.
+        least: [S] float32, the least logit that rules 4 to 6 keep; minus infinity for greedy rows
+            and where the token is 0 for want of a distribution.
+
+    Raises:
+        ValueError: a rank, shape or dtype does not fit.
+        RuntimeError: at evaluation, on a GPU that this build has no kernels for.
+    """
+
 def gpu_refusal(q: mx.array, k_pool: mx.array, v_pool: mx.array) -> str:
     """Returns why no GPU kernel attends over these, by their shapes and dtypes; empty if one does.
 

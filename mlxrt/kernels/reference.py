@@ -168,3 +168,71 @@ def _attend(
     if sinks is not None:
         weights = weights[..., 1:]
     return (weights @ values.transpose(1, 0, 2)).reshape(q.shape[0], -1)
+
+
+def sample(logits: mx.array, rules: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """Returns tokens, finite and least of each row, bit for bit those of the native operation."""
+    values, table = np.array(logits.astype(mx.float32)), np.array(rules)
+    greedy = np.zeros(table.shape[1], np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        rows = [
+            _sample_row(row, table[i] if i < len(table) else greedy) for i, row in enumerate(values)
+        ]
+    tokens, finite, least = zip(*rows, strict=True) if rows else ((), (), ())
+    return (
+        mx.array(np.array(tokens, np.int32)),
+        mx.array(np.array(finite, np.bool_)),
+        mx.array(np.array(least, np.float32)),
+    )
+
+
+def _sample_row(row: np.ndarray, rules: np.ndarray) -> tuple[int, bool, float]:
+    finite = bool(np.isfinite(row).all())
+    largest = row.max()
+    if np.isnan(row).any() or not np.isfinite(largest):
+        return 0, finite, -np.inf
+    temperature, top_k, top_p, min_p_depth, uniform = rules
+    if not temperature > 0:
+        return int(row.argmax()), finite, -np.inf
+    depths = (largest - row) / temperature
+    weights = np.where(np.isnan(depths), 0, sampling_weights(depths))
+    kept = depths <= min_p_depth if min_p_depth >= 0 else np.ones(len(row), np.bool_)
+    if 1 <= top_k < len(row):
+        kept &= depths <= np.sort(depths)[int(top_k) - 1]
+    if top_p < 1:
+        total = int(weights[kept].sum())
+        target = max(1, -(-total * _fraction(top_p) >> 32) if top_p > 0 else 1)
+        order = np.argsort(np.where(kept, depths, np.inf), kind="stable")
+        sums = np.cumsum(np.where(kept, weights, 0)[order])
+        kept &= depths <= depths[order][int(np.searchsorted(sums, target))]
+    sums = np.cumsum(np.where(kept, weights, 0))
+    below = int(sums[-1]) * _fraction(uniform) >> 32
+    token = int(np.searchsorted(sums, below, side="right"))
+    return token, finite, float(row[kept].min())
+
+
+def sampling_weights(depths: np.ndarray) -> np.ndarray:
+    """Returns e^-depth in units of 2^-40, rounded down, of float32 depths: uint64.
+
+    Source: the polynomial of Cephes' expf (S. Moshier, public domain); every operation rounds to
+    float32.
+    """
+    one = np.float32
+    x = np.minimum(depths.astype(one), one(43))
+    n = np.rint(x * one(1.44269504088896340736))
+    r = (n * one(0.693359375) - x) + n * one(-2.12194440e-4)
+    p = np.full_like(x, 1.9875691500e-4)
+    for coefficient in (
+        1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1,
+    ):  # fmt: skip
+        p = p * r + one(coefficient)
+    y = (p * (r * r) + r) + one(1)
+    mantissa, exponent = np.frexp(y)
+    shift = n.astype(np.int64) - exponent + 1
+    units = np.ldexp(mantissa.astype(np.float64), 24).astype(np.uint64) << np.uint64(17)
+    return units >> shift.astype(np.uint64)
+
+
+def _fraction(share: float) -> int:
+    """The share in units of 2^-32, rounded down."""
+    return int(np.float32(share) * np.float32(2.0**32)) if 0 <= share < 1 else 0

@@ -187,6 +187,8 @@ def _engine(page: _Page, engine: HasCounters) -> None:
     page.set("mlxrt_step_traces_total", counts.traces)
     page.set("mlxrt_attention_calls_total", counts.attend_native, "native")
     page.set("mlxrt_attention_calls_total", counts.attend_gather, "gather")
+    page.set("mlxrt_sampled_steps_total", counts.sample_native, "native")
+    page.set("mlxrt_sampled_steps_total", counts.sample_plain, "plain")
     for kind, size in engine.memory_bytes().items():
         page.set("mlxrt_memory_bytes", size, kind)
 

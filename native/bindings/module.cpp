@@ -15,6 +15,7 @@
 #include "mlxrt/norm_rope_write.h"
 #include "mlxrt/paged_attention.h"
 #include "mlxrt/row_ops.h"
+#include "mlxrt/sample.h"
 #include "mlxrt/thread_pool.h"
 #include "simd/dispatch.h"
 #include "src/gpu_shape.h"
@@ -97,6 +98,12 @@ NB_MODULE(MLXRT_MODULE, m) {
   m.def("add_rms_norm", &mlxrt::add_rms_norm, "x"_a, "residual"_a, "weight"_a, "eps"_a,
         nb::kw_only(), "stream"_a = nb::none());
   m.def("swiglu", &mlxrt::swiglu, "gate_up"_a, nb::kw_only(), "stream"_a = nb::none());
+  m.def("sample",
+        [](const mx::array& logits, const mx::array& rules, mx::StreamOrDevice stream) {
+          auto sampled = mlxrt::sample(logits, rules, stream);
+          return nb::make_tuple(sampled[0], sampled[1], sampled[2]);
+        },
+        "logits"_a, "rules"_a, nb::kw_only(), "stream"_a = nb::none());
   m.def("gpu_refusal", &mlxrt::gpu::refusal, "q"_a, "k_pool"_a, "v_pool"_a);
 
   m.def("counters", &counters);

@@ -9,6 +9,7 @@
 #include "mlxrt/norm_rope_write.h"
 #include "mlxrt/paged_attention.h"
 #include "mlxrt/row_ops.h"
+#include "mlxrt/sample.h"
 
 namespace mlxrt {
 namespace {
@@ -47,6 +48,10 @@ void SwiGLU::eval_gpu(const std::vector<mx::array>&, mx::array&) {
 
 void HoldPools::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
   refuse("hold_pools");
+}
+
+void Sample::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
+  refuse("sample");
 }
 
 } // namespace mlxrt

@@ -11,6 +11,7 @@
 #include "mlxrt/norm_rope_write.h"
 #include "mlxrt/paged_attention.h"
 #include "mlxrt/row_ops.h"
+#include "mlxrt/sample.h"
 #include "src/gpu_shape.h"
 
 namespace mlxrt {
@@ -99,6 +100,10 @@ void AddRMSNorm::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&
 
 void SwiGLU::eval_gpu(const std::vector<mx::array>&, mx::array&) {
   throw std::runtime_error("[swiglu] there is no GPU kernel");
+}
+
+void Sample::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
+  throw std::runtime_error("[sample] there is no GPU kernel for it");
 }
 
 } // namespace mlxrt

@@ -50,6 +50,7 @@ constexpr int tile_positions = 32;
 struct NormRopeRow; // in fused.h
 struct AddNormRow;
 struct GateRow;
+struct SamplingKernels;
 
 struct KernelSet {
   const char* name;
@@ -63,6 +64,7 @@ struct KernelSet {
   void (*norm_rope)(const NormRopeRow& row);
   void (*add_norm)(const AddNormRow& row);
   void (*gate)(const GateRow& row);
+  const SamplingKernels* sampling;
 };
 
 const KernelSet& generic_kernels();

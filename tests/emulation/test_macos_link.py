@@ -27,6 +27,7 @@ SOURCES = (
     "src/gpu_shape", "src/hold_pools", "cpu/hold_pools", "src/counters", "src/thread_pool",
     "src/kv_write", "src/copy_blocks", "src/paged_attention",
     "src/norm_rope_write", "src/row_ops", "cpu/norm_rope_write", "cpu/row_ops",
+    "src/sample", "cpu/sample",
     "cpu/kv_write", "cpu/copy_blocks", "cpu/paged_attention", "cpu/attention_plan",
     "cpu/bandwidth", "simd/dispatch", "simd/rows", "simd/attention_generic",
     "simd/attention_neon",

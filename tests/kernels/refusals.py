@@ -68,10 +68,15 @@ def add_norm_arguments() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def sample_arguments() -> dict[str, Any]:
+    return {"logits": mx.zeros((2, 9)), "rules": mx.zeros((2, 5))}
+
+
 def test_the_arguments_themselves_fit() -> None:
     mx.eval(kernels.norm_rope_write(**norm_rope_arguments()))
     mx.eval(kernels.add_rms_norm(**add_norm_arguments()))
     mx.eval(kernels.swiglu(mx.ones((2, 8))))
+    mx.eval(kernels.sample(**sample_arguments()))
     mx.eval(kernels.paged_attention(**attention_arguments()))
     mx.eval(kernels.kv_write(**write_arguments()))
     mx.eval(kernels.copy_blocks(**copy_arguments()))
@@ -174,6 +179,19 @@ def test_the_arguments_themselves_fit() -> None:
             ({"pools": [mx.array(1.0)]}, r"pools\[0\] must have at least one axis"),
             ({"sources": mx.array([1], mx.int64)}, "sources must be int32"),
             ({"destinations": mx.array([1, 2], mx.int32)}, "destinations has shape"),
+        ]
+    ]
+    + [
+        (kernels.sample, sample_arguments, changed, named)
+        for changed, named in [
+            ({"logits": mx.zeros((9,))}, "logits must have 2 axes"),
+            ({"logits": mx.zeros((2, 9), mx.int32)}, "logits must be float32"),
+            ({"logits": mx.zeros((2, 0))}, "logits has shape"),
+            ({"logits": mx.zeros((1, 1048577))}, "logits has shape"),
+            ({"rules": mx.zeros((5,))}, "rules must have 2 axes"),
+            ({"rules": mx.zeros((2, 5), mx.float16)}, "rules must be float32"),
+            ({"rules": mx.zeros((2, 4))}, "rules has shape"),
+            ({"rules": mx.zeros((0, 5))}, "rules must have at least one row"),
         ]
     ],
 )

@@ -11,12 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxrt.core.sampling import Sampling
-from mlxrt.engine.sampling.rules import Biases, Draws, LogprobGroup, Masks, Penalties, Truncation
+from mlxrt.engine.sampling.rules import Biases, DrawRules, LogprobGroup, Masks, Penalties
 from mlxrt.engine.sampling.uniform import uniform
 
-# Where every top-k of a group is at most this, a selection of that many logits replaces the sort of
-# the whole row.
-SHORT_DEPTH = 1024
 # Smallest normal float32: a smaller temperature is flushed to zero on some devices.
 _TEMPERATURE_MIN = float(np.finfo(np.float32).tiny)
 
@@ -76,7 +73,7 @@ class SamplingBatch:
 
     Attributes:
         count: rows, in the order of the logits.
-        all_drawn: no row is greedy.
+        draws: rules 3 to 7 of the rows with a temperature.
         raw_logprobs: rows that ask for logprobs of the model's logits.
         greedy_logprobs: greedy rows that ask for processed logprobs.
         drawn_logprobs: drawn rows that ask for processed logprobs.
@@ -87,8 +84,7 @@ class SamplingBatch:
     count: int
     biases: Biases | None = None
     penalties: Penalties | None = None
-    draws: Draws | None = None
-    all_drawn: bool = False
+    draws: DrawRules | None = None
     raw_logprobs: LogprobGroup | None = None
     greedy_logprobs: LogprobGroup | None = None
     drawn_logprobs: LogprobGroup | None = None
@@ -122,8 +118,7 @@ class SamplingBatch:
             count=len(rows),
             biases=_biases(asking),
             penalties=_penalties([(i, row) for i, row in asking if row.sampling.penalised]),
-            draws=_draws(drawn, len(rows), vocabulary_size) if drawn else None,
-            all_drawn=len(drawn) == len(rows),
+            draws=_draws(drawn, vocabulary_size) if drawn else None,
             raw_logprobs=groups[0],
             greedy_logprobs=groups[1],
             drawn_logprobs=groups[2],
@@ -199,55 +194,29 @@ def _penalties(penalised: _Indexed) -> Penalties | None:
     )
 
 
-def _draws(drawn: _Indexed, count: int, vocabulary_size: int) -> Draws:
+def _draws(drawn: _Indexed, vocabulary_size: int) -> DrawRules:
     rules = [row.sampling for _, row in drawn]
-    seeds = np.asarray([row.seed for _, row in drawn], np.uint64)
-    positions = np.asarray([row.position for _, row in drawn], np.int64)
-    temperatures = [max(rule.temperature, _TEMPERATURE_MIN) for rule in rules]
-    any_min_p = any(rule.min_p > 0.0 for rule in rules)
-    return Draws(
-        rows=None if len(drawn) == count else _indices([i for i, _ in drawn]),
-        temperature=None if all(t == 1.0 for t in temperatures) else _column(temperatures),
-        uniform=mx.array(uniform(seeds, positions)[:, None]),
-        log_min_p=_column([_log(rule.min_p) for rule in rules]) if any_min_p else None,
-        truncations=_truncations(rules, vocabulary_size),
+    # Beyond the vocabulary top-k is off; below it is exact in float32.
+    top_ks = [rule.top_k if rule.top_k < vocabulary_size else 0 for rule in rules]
+    return DrawRules(
+        rows=np.asarray([i for i, _ in drawn], np.int32),
+        temperature=_floats([max(rule.temperature, _TEMPERATURE_MIN) for rule in rules]),
+        top_k=np.asarray(top_ks, np.int32),
+        top_p=_floats([rule.top_p for rule in rules]),
+        log_min_p=_floats([_log(rule.min_p) for rule in rules]),
+        uniform=uniform(
+            np.asarray([row.seed for _, row in drawn], np.uint64),
+            np.asarray([row.position for _, row in drawn], np.int64),
+        ),
     )
+
+
+def _floats(values: Sequence[float]) -> npt.NDArray[np.float32]:
+    return np.asarray(values, np.float32)
 
 
 def _log(probability: float) -> float:
     return math.log(probability) if probability > 0.0 else -math.inf
-
-
-def _truncations(rules: list[Sampling], vocabulary_size: int) -> tuple[Truncation, ...]:
-    """Groups the rows that need rules 5 or 6: a selection serves some, others need a sort."""
-    short: list[int] = []
-    long: list[int] = []
-    short_max = min(SHORT_DEPTH, vocabulary_size - 1)
-    for i, rule in enumerate(rules):
-        if 0 < rule.top_k <= short_max:
-            short.append(i)
-        elif 0 < rule.top_k < vocabulary_size or rule.top_p < 1.0:
-            long.append(i)
-    groups = []
-    if short:
-        depth = max(rules[i].top_k for i in short)
-        groups.append(_truncation(short, rules, depth))
-    if long:
-        groups.append(_truncation(long, rules, vocabulary_size))
-    return tuple(groups)
-
-
-def _truncation(members: list[int], rules: list[Sampling], depth: int) -> Truncation:
-    # A row of the group without top-k has the smallest logit as its threshold.
-    top_ks = [min(rules[i].top_k or depth, depth) for i in members]
-    top_ps = [rules[i].top_p for i in members]
-    off = all(rules[i].top_k == 0 for i in members)
-    return Truncation(
-        rows=None if len(members) == len(rules) else _indices(members),
-        depth=depth,
-        top_k_index=None if off else mx.array(np.asarray(top_ks, np.int32)[:, None] - np.int32(1)),
-        top_p=_column(top_ps) if any(p < 1.0 for p in top_ps) else None,
-    )
 
 
 def _logprob_groups(

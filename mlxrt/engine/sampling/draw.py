@@ -36,13 +36,21 @@ def draw(adjusted: mx.array, draws: Draws) -> Drawn:
     """
     count = draws.uniform.shape[0]
     logits = adjusted[:count] if draws.rows is None else adjusted[draws.rows]
-    logits = logits.astype(mx.float32)
-    # Later rules look at differences alone; with the largest logit at 0 no temperature overflows
-    # them.
-    scaled = logits - mx.max(logits, axis=-1, keepdims=True)
-    if draws.temperature is not None:
-        scaled = scaled / draws.temperature
+    scaled = scale(logits, draws.temperature)
     least = thresholds(scaled, draws)
     kept = scaled if least is None else mx.where(scaled >= least, scaled, -mx.inf)
     tokens = first_reaching(mx.exp(kept), draws.uniform, inclusive=False)
     return Drawn(tokens.squeeze(-1), kept)
+
+
+def scale(logits: mx.array, temperature: mx.array | None) -> mx.array:
+    """Applies rule 3 to [R, V] logits: float32, the largest of a row 0.
+
+    Args:
+        temperature: [R, 1] float32; None where all are 1.
+    """
+    # Later rules look at differences alone; with the largest logit at 0 no temperature overflows
+    # them.
+    logits = logits.astype(mx.float32)
+    scaled = logits - mx.max(logits, axis=-1, keepdims=True)
+    return scaled if temperature is None else scaled / temperature

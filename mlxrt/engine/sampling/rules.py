@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,29 @@ class Truncation:
 
 
 @dataclass(frozen=True, slots=True)
+class DrawRules:
+    """Rules 3 to 7 for the R rows with a temperature, on the host.
+
+    Attributes:
+        rows: [R] int32, of the batch.
+        temperature: [R] float32, at least 2^-126.
+        top_k: [R] int32, below the vocabulary size; 0 is off.
+        top_p: [R] float32; 1 is off.
+        log_min_p: [R] float32; minus infinity is off.
+        uniform: [R] float32.
+    """
+
+    rows: npt.NDArray[np.int32]
+    temperature: npt.NDArray[np.float32]
+    top_k: npt.NDArray[np.int32]
+    top_p: npt.NDArray[np.float32]
+    log_min_p: npt.NDArray[np.float32]
+    uniform: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
 class Draws:
-    """Rules 3 to 7 for the R rows with a temperature.
+    """`DrawRules` as the plain sampler takes them.
 
     Attributes:
         rows: [R] int32, of the batch; None where they are all of it, in order.

@@ -6,14 +6,18 @@ import mlx.core as mx
 
 from mlxrt.engine.sampling.adjustment import adjust
 from mlxrt.engine.sampling.batch import SamplingBatch
-from mlxrt.engine.sampling.draw import Drawn, draw
 from mlxrt.engine.sampling.logprobs import logprobs
 from mlxrt.engine.sampling.rules import LogprobGroup
 from mlxrt.engine.sampling.sampled import LogprobArrays, Sampled
+from mlxrt.engine.sampling.sampler import Picked, Sampler
 
 
 def sample(
-    logits: mx.array, batch: SamplingBatch, pending_tokens: mx.array | None = None
+    logits: mx.array,
+    batch: SamplingBatch,
+    pending_tokens: mx.array | None = None,
+    *,
+    sampler: Sampler,
 ) -> Sampled:
     """Builds the graph that samples one token per row, as mlxrt/v1/sampling.proto defines it.
 
@@ -26,48 +30,46 @@ def sample(
         batch: the rules; built for the same V.
         pending_tokens: [n] int32, generated tokens that are still on the device; needed where a row
             names some.
+        sampler: who applies rules 3 to 7.
 
     Raises:
         ValueError: fewer rows of logits than the batch has, or pending tokens named but not given.
     """
     if logits.shape[0] < batch.count:
         raise ValueError(f"{logits.shape[0]} rows of logits for {batch.count} sampled rows")
+    adjusted = adjust(logits, batch, pending_tokens)
+    picked = sampler.pick(adjusted, batch)
+    # What rules 1 and 2 or a mask made of the logits says nothing of the model's own.
+    finite = picked.finite if adjusted is logits else None
+    described = _logprobs(logits, adjusted, picked, batch)
+    return Sampled(
+        batch.count,
+        picked.tokens,
+        _finite(logits) if finite is None else finite,
+        described,
+        batch.barred,
+    )
+
+
+def _finite(logits: mx.array) -> mx.array:
     # Both reductions propagate NaN, read the logits as they are and need no scratch of their size.
     largest = mx.max(logits, axis=-1)
-    finite = mx.logical_and(largest < mx.inf, mx.min(logits, axis=-1) > -mx.inf)
-    adjusted = adjust(logits, batch, pending_tokens)
-    drawn = None if batch.draws is None else draw(adjusted, batch.draws)
-    tokens = _tokens(adjusted, drawn, batch)
-    described = _logprobs(logits, adjusted, drawn, tokens, batch)
-    return Sampled(batch.count, tokens, finite, described, batch.barred)
-
-
-def _tokens(adjusted: mx.array, drawn: Drawn | None, batch: SamplingBatch) -> mx.array:
-    """Merges greedy and drawn tokens: [S] int32."""
-    row_count = adjusted.shape[0]
-    if drawn is not None and batch.all_drawn and row_count == batch.count:
-        return drawn.tokens
-    tokens = mx.argmax(adjusted, axis=-1).astype(mx.int32)
-    if drawn is None or batch.draws is None:
-        return tokens
-    rows = mx.arange(batch.count) if batch.draws.rows is None else batch.draws.rows
-    return mx.put_along_axis(tokens, rows, drawn.tokens, axis=0)
+    return mx.logical_and(largest < mx.inf, mx.min(logits, axis=-1) > -mx.inf)
 
 
 def _logprobs(
     logits: mx.array,
     adjusted: mx.array,
-    drawn: Drawn | None,
-    tokens: mx.array,
+    picked: Picked,
     batch: SamplingBatch,
 ) -> tuple[LogprobArrays, ...]:
     sources: list[tuple[LogprobGroup | None, mx.array | None]] = [
         (batch.raw_logprobs, logits),
         (batch.greedy_logprobs, adjusted),
-        (batch.drawn_logprobs, None if drawn is None else drawn.kept),
+        (batch.drawn_logprobs, picked.kept),
     ]
     return tuple(
-        logprobs(group, source, tokens)
+        logprobs(group, source, picked.tokens)
         for group, source in sources
         if group is not None and source is not None
     )

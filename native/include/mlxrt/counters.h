@@ -13,12 +13,13 @@ enum class Op : int {
   norm_rope_write,
   add_rms_norm,
   swiglu,
-  hold_pools
+  hold_pools,
+  sample
 };
 
-inline constexpr std::array<const char*, 7> op_names = {
+inline constexpr std::array<const char*, 8> op_names = {
     "kv_write", "copy_blocks", "paged_attention", "norm_rope_write", "add_rms_norm", "swiglu",
-    "hold_pools"};
+    "hold_pools", "sample"};
 
 // Adds one evaluation of `op`. Any thread.
 void count_evaluation(Op op);

@@ -70,7 +70,7 @@ class Forward:
         sampled = SimpleNamespace(tokens=token)
         return SimpleNamespace(
             arrays=lambda: [token], signal=token, sampled=sampled, logits=None,
-            wait=graph.wait, read=graph.read,
+            wait=graph.wait, read=graph.read, is_compiled=False,
         )  # fmt: skip
 
 

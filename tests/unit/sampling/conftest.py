@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from mlxrt import kernels
 from mlxrt.core.sampling import Sampling
 from mlxrt.core.step import SampledRow
-from mlxrt.engine.sampling import SamplingBatch, SamplingRow, sample
+from mlxrt.engine.sampling import PlainSampler, Sampler, SamplingBatch, SamplingRow, sample
+from mlxrt.engine.sampling.native import NativeSampler
 
 Floats = npt.NDArray[np.float64]
 MASK = (1 << 64) - 1
@@ -94,9 +96,15 @@ def reference_choose(adjusted: Floats, s: Sampling, u: float) -> Chosen:
 Run = Callable[..., tuple[list[int], dict[int, SampledRow]]]
 
 
+@pytest.fixture(params=[PlainSampler, NativeSampler], ids=["plain", "native"])
+def sampler(request: pytest.FixtureRequest) -> Sampler:
+    made: Sampler = request.param()
+    return made
+
+
 @pytest.fixture
-def run() -> Run:
-    """Samples `[S, V]` NumPy logits under rows and reads the result."""
+def run(sampler: Sampler) -> Run:
+    """Samples `[S, V]` NumPy logits under rows and reads the result; asserts who sampled."""
 
     def call(
         logits: npt.NDArray[np.float32],
@@ -106,8 +114,11 @@ def run() -> Run:
     ) -> tuple[list[int], dict[int, SampledRow]]:
         batch = SamplingBatch.build(rows, logits.shape[1])
         tokens = None if pending is None else mx.array(pending, mx.int32)
-        sampled = sample(mx.array(logits).astype(dtype), batch, tokens)
-        return sampled.read(np.array(sampled.tokens))
+        kernels.reset_counters()
+        sampled = sample(mx.array(logits).astype(dtype), batch, tokens, sampler=sampler)
+        read = sampled.read(np.array(sampled.tokens))
+        assert kernels.counters()["sample"] == int(sampler.name == "native")
+        return read
 
     return call
 

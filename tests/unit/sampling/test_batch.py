@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 
 from mlxrt.core.sampling import GREEDY, Sampling
-from mlxrt.engine.sampling import Sampled, SamplingBatch, SamplingRow, is_plain_greedy, sample
+from mlxrt.engine.sampling import (
+    PlainSampler,
+    Sampled,
+    Sampler,
+    SamplingBatch,
+    SamplingRow,
+    is_plain_greedy,
+    sample,
+)
+from mlxrt.engine.sampling.native import NativeSampler
 from mlxrt.errors import Reason
 
 VOCABULARY = 500
@@ -108,10 +117,10 @@ def test_a_row_of_nan_alone_gives_a_token_of_the_vocabulary(run: Any) -> None:
     assert all(0 <= token < VOCABULARY for token in tokens)
 
 
-def test_arrays_have_the_rows_of_the_logits() -> None:
+def test_arrays_have_the_rows_of_the_logits(sampler: Sampler) -> None:
     rows = [SamplingRow(Sampling(temperature=1.0)), SamplingRow(Sampling(temperature=1.0))]
     for batch in (SamplingBatch.greedy(2), SamplingBatch.build(rows, 8)):
-        sampled = sample(mx.zeros((5, 8)), batch)
+        sampled = sample(mx.zeros((5, 8)), batch, sampler=sampler)
         assert (sampled.tokens.shape, sampled.finite.shape) == ((5,), (5,))
         assert (sampled.tokens.dtype, sampled.finite.dtype) == (mx.int32, mx.bool_)
 
@@ -119,7 +128,7 @@ def test_arrays_have_the_rows_of_the_logits() -> None:
 def test_no_temperature_is_below_the_normal_numbers() -> None:
     """Some devices flush smaller ones to zero."""
     batch = SamplingBatch.build([SamplingRow(Sampling(temperature=1e-45))], 8)
-    assert batch.draws is not None and batch.draws.temperature is not None
+    assert batch.draws is not None
     assert batch.draws.temperature.item() >= 2.0**-126
 
 
@@ -151,16 +160,33 @@ def test_largest_finite_logits_are_finite(run: Any) -> None:
 def _primitives(make: Callable[[], Sampled]) -> list[str]:
     graph = io.StringIO()
     mx.export_to_dot(graph, *make().arrays())
-    return re.findall(r'label ?="([A-Za-z]+)"[^\n]*shape=rectangle', graph.getvalue())
+    return re.findall(r'label ?="([A-Za-z:]+)"[^\n]*shape=rectangle', graph.getvalue())
 
 
 def test_a_plain_greedy_step_is_argmax_and_the_finite_check() -> None:
     logits = mx.zeros((4, 32))
     mx.eval(logits)
     for batch in (SamplingBatch.greedy(4), SamplingBatch.build([None] * 4, 32)):
-        names = _primitives(lambda batch=batch: sample(logits, batch))
+        names = _primitives(lambda batch=batch: sample(logits, batch, sampler=PlainSampler()))
         assert names.count("ArgReduce") == 1 and (names.count("Max"), names.count("Min")) == (1, 1)
         assert len(names) <= 14, names
+
+
+@pytest.mark.parametrize(
+    ("rules", "plain_min"),
+    [({}, 9), ({"temperature": 0.7}, 40), ({"temperature": 0.7, "top_p": 0.9}, 80),
+     ({"temperature": 0.7, "top_k": 5, "top_p": 0.9}, 80)],
+)  # fmt: skip
+def test_the_native_sampler_is_one_operation(rules: dict[str, Any], plain_min: int) -> None:
+    logits = mx.zeros((4, 32))
+    mx.eval(logits)
+    row = SamplingRow(Sampling(**rules)) if rules else None
+    batch = SamplingBatch.build([row] * 4, 32)
+    native = _primitives(lambda: sample(logits, batch, sampler=NativeSampler()))
+    plain = _primitives(lambda: sample(logits, batch, sampler=PlainSampler()))
+    # MLX drops what is contiguous already when it evaluates.
+    assert set(native) == {"mlxrt::Sample", "Contiguous"} and native.count("mlxrt::Sample") == 1
+    assert len(plain) >= plain_min
 
 
 def test_only_what_is_asked_for_is_built() -> None:
@@ -169,7 +195,7 @@ def test_only_what_is_asked_for_is_built() -> None:
 
     def names(sampling: Sampling) -> set[str]:
         batch = SamplingBatch.build([None, SamplingRow(sampling), None, None], 32)
-        return set(_primitives(lambda: sample(logits, batch)))
+        return set(_primitives(lambda: sample(logits, batch, sampler=PlainSampler())))
 
     assert not {"Sort", "Partition", "LogSumExp"} & names(Sampling(temperature=0.5))
     assert not {"Sort", "Partition"} & names(Sampling(temperature=0.5, min_p=0.5))
@@ -179,17 +205,18 @@ def test_only_what_is_asked_for_is_built() -> None:
     assert "LogSumExp" in names(Sampling(top_logprobs=0))
 
 
-def test_nothing_is_evaluated() -> None:
+def test_nothing_is_evaluated(sampler: Sampler) -> None:
     """Tracing by mx.compile refuses any evaluation of what depends on the logits."""
     logits, rows = _case(14)
     batch = SamplingBatch.build(rows, VOCABULARY)
-    traced = mx.compile(lambda x: sample(x, batch).arrays())
-    assert len(traced(mx.array(logits))) == len(sample(mx.array(logits), batch).arrays())
+    traced = mx.compile(lambda x: sample(x, batch, sampler=sampler).arrays())
+    built = sample(mx.array(logits), batch, sampler=sampler)
+    assert len(traced(mx.array(logits))) == len(built.arrays())
 
 
 def test_too_few_rows_of_logits_are_refused() -> None:
     with pytest.raises(ValueError, match="3 rows"):
-        sample(mx.zeros((3, 8)), SamplingBatch.greedy(4))
+        sample(mx.zeros((3, 8)), SamplingBatch.greedy(4), sampler=PlainSampler())
 
 
 def test_plain_greedy_is_told_apart() -> None:

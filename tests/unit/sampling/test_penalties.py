@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mlxrt.core.sampling import Sampling
-from mlxrt.engine.sampling import SamplingBatch, SamplingRow, sample
+from mlxrt.engine.sampling import PlainSampler, Sampler, SamplingBatch, SamplingRow, sample
 
 VOCABULARY = 60
 
@@ -93,12 +93,12 @@ def test_pending_counts_as_generated(run: Any, reference: Any) -> None:
     assert details[0].top == details[1].top
 
 
-def test_pending_tokens_of_a_lazy_step() -> None:
+def test_pending_tokens_of_a_lazy_step(sampler: Sampler) -> None:
     """Two greedy steps in one graph: the second penalises what the first has not yet computed."""
     logits = mx.array([[0.0, 5.0, 4.9, 1.0]])
-    first = sample(logits, SamplingBatch.greedy(1))
+    first = sample(logits, SamplingBatch.greedy(1), sampler=sampler)
     row = SamplingRow(Sampling(presence_penalty=1.0), pending=[0])
-    second = sample(logits, SamplingBatch.build([row], 4), first.tokens)
+    second = sample(logits, SamplingBatch.build([row], 4), first.tokens, sampler=sampler)
     mx.async_eval(second.arrays())
     assert [np.array(each.tokens).tolist() for each in (first, second)] == [[1], [2]]
 
@@ -106,7 +106,7 @@ def test_pending_tokens_of_a_lazy_step() -> None:
 def test_named_pending_tokens_must_be_given() -> None:
     row = SamplingRow(Sampling(presence_penalty=1.0), pending=[0])
     with pytest.raises(ValueError, match="pending"):
-        sample(mx.zeros((1, 4)), SamplingBatch.build([row], 4))
+        sample(mx.zeros((1, 4)), SamplingBatch.build([row], 4), sampler=PlainSampler())
 
 
 def test_repetition_does_not_touch_unseen_tokens_and_counts_do_not_touch_the_prompt(
@@ -166,5 +166,5 @@ def test_the_callers_logits_are_left_alone() -> None:
     rows = [
         SamplingRow(Sampling(presence_penalty=1.0, logit_bias=((1, 1.0),)), generated=_ids([2]))
     ] * 2
-    mx.eval(sample(logits, SamplingBatch.build(rows, 8)).arrays())
+    mx.eval(sample(logits, SamplingBatch.build(rows, 8), sampler=PlainSampler()).arrays())
     assert not np.array(logits).any()

@@ -1,0 +1,53 @@
+"""The native sampler: one operation for greedy and drawn rows alike, by `mlxrt.kernels`."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+
+from mlxrt import kernels
+from mlxrt.engine.sampling.batch import SamplingBatch
+from mlxrt.engine.sampling.draw import scale
+from mlxrt.engine.sampling.rules import DrawRules
+from mlxrt.engine.sampling.sampler import Picked
+
+_OFF = np.array([0.0, 0.0, 1.0, np.inf, 0.0], np.float32)
+"""The rules of a greedy row, as `kernels.sample` takes them."""
+
+
+class NativeSampler:
+    """Searches thresholds instead of sorting. Its sums are exact: what a row draws depends on its
+    logits and rules alone, to the bit.
+    """
+
+    name = "native"
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._greedy = mx.array(_OFF[None])
+
+    def pick(self, logits: mx.array, batch: SamplingBatch) -> Picked:
+        """As `Sampler.pick`."""
+        self.steps += 1
+        if batch.draws is None:
+            tokens, finite, _ = kernels.sample(logits, self._greedy)
+            return Picked(tokens, finite, None)
+        tokens, finite, least = kernels.sample(logits, mx.array(_table(batch.draws, batch.count)))
+        if batch.drawn_logprobs is None:
+            return Picked(tokens, finite, None)
+        return Picked(tokens, finite, _kept(logits, least, batch.draws))
+
+
+def _table(draws: DrawRules, count: int) -> np.ndarray:
+    """[count, 5] float32."""
+    table = np.tile(_OFF, (count, 1))
+    columns = [draws.temperature, draws.top_k, draws.top_p, -draws.log_min_p, draws.uniform]
+    table[draws.rows] = np.stack(columns, axis=1)
+    return table
+
+
+def _kept(logits: mx.array, least: mx.array, draws: DrawRules) -> mx.array:
+    rows = mx.array(draws.rows)
+    chosen = logits[rows]
+    scaled = scale(chosen, mx.array(draws.temperature[:, None]))
+    return mx.where(chosen.astype(mx.float32) >= least[rows][:, None], scaled, -mx.inf)
