@@ -127,7 +127,9 @@ def excess(actual: mx.array, expected: mx.array, *, of_row: bool = False) -> flo
     size = np.nan_to_num(np.abs(b), nan=0.0, posinf=0.0)
     scale = size.max(axis=-1, keepdims=True) if of_row else size
     allowed = ROUNDINGS * ROUNDING[expected.dtype] * scale + 1e-7
-    return float(np.nanmax(np.where(a == b, 0.0, np.abs(a - b)) / allowed, initial=0.0))
+    with np.errstate(invalid="ignore"):
+        differences = np.where(a == b, 0.0, np.abs(a - b))
+    return float(np.nanmax(differences / allowed, initial=0.0))
 
 
 def norm_rope_excess(
@@ -137,3 +139,11 @@ def norm_rope_excess(
     actual, expected = call.run(run), call.run(truth)
     pairs = zip(actual, expected, strict=True)
     return max(excess(a, e, of_row=True) for a, e in pairs)
+
+
+def rows_excess(rows: RowCalls, run: Any, truth: Any) -> float:
+    """Returns the largest excess of add_rms_norm and swiglu of `run`, a module, over `truth`'s."""
+    arguments = rows.x, rows.residual, rows.weight, 1e-6
+    actual = *run.add_rms_norm(*arguments), run.swiglu(rows.gate_up)
+    expected = *truth.add_rms_norm(*arguments), truth.swiglu(rows.gate_up)
+    return max(excess(a, e) for a, e in zip(actual, expected, strict=True))

@@ -1,7 +1,8 @@
 """`mlxrt check --kernels`: the native operations on the default device beside the plain-MLX
 reference, and how fast they are; a table to paste.
 
-The reference runs on the CPU: a GPU's own float32 products may be rounded to fewer bits.
+Attention's reference runs on the CPU: a GPU's own float32 products may be rounded to fewer bits.
+The fused operations' runs beside them, since they round where MLX's own do on the same device.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from mlxrt.check import kernel_cases
+from mlxrt.check import fused_cases, kernel_cases
 from mlxrt.check.kernel_cases import AttentionCase
 from mlxrt.exit_code import ExitCode
 from mlxrt.versions import installed_versions
@@ -108,6 +109,9 @@ def _findings(cases: int, seed: int) -> Iterator[Finding]:
     rng = np.random.default_rng([seed, 10])
     yield _writes(rng, cases)
     yield _copies(rng, cases)
+    for dtype in kernel_cases.DTYPES:
+        rng = np.random.default_rng([seed, 20 + kernel_cases.DTYPES.index(dtype)])
+        yield from _fused(rng, cases, dtype)
     yield _samples(np.random.default_rng([seed, 12]), 5 * cases)
     yield _fragmented(seed)
     yield _overwritten()
@@ -170,6 +174,29 @@ def _samples(rng: np.random.Generator, cases: int) -> Finding:
         if differ:
             worst, example = differ, f"case {case}: {call.logits.shape} {call.rules.tolist()}"
     return Finding("sample", cases, _count("sample") - before, worst, example)
+
+
+def _fused(rng: np.random.Generator, cases: int, dtype: mx.Dtype) -> Iterator[Finding]:
+    """The fused operations beside MLX's own on the same device, which round where they do."""
+    from mlxrt import kernels
+    from mlxrt.kernels import reference
+
+    name = str(dtype).split(".")[-1]
+    before, worst = _count("norm_rope_write"), 0.0
+    for _ in range(cases):
+        call = fused_cases.draw_norm_rope(rng, dtype=dtype)
+        excess = fused_cases.norm_rope_excess(
+            call, kernels.norm_rope_write, reference.norm_rope_write
+        )
+        worst = max(worst, excess)
+    native = _count("norm_rope_write") - before
+    yield Finding(f"norm_rope_write, {name}", cases, native, worst)
+    before, worst = _count("add_rms_norm") + _count("swiglu"), 0.0
+    for _ in range(cases):
+        rows = fused_cases.draw_rows(rng, dtype=dtype)
+        worst = max(worst, fused_cases.rows_excess(rows, kernels, reference))
+    native = _count("add_rms_norm") + _count("swiglu") - before
+    yield Finding(f"add_rms_norm, swiglu, {name}", 2 * cases, native, worst)
 
 
 def _bits_differ(actual: list[mx.array] | tuple[mx.array, ...], expected: object) -> float:

@@ -66,11 +66,29 @@ struct Partials {
   char* arrivals = nullptr;
 };
 
-// Takes the output's memory from the queries where nobody else needs them: a row's queries have been
-// read by all threadgroups of its tile before the last one writes.
-void set_output(cu::CommandEncoder& encoder, const mx::array& q, mx::array& output) {
-  if (q.is_donatable() && q.nbytes() == output.nbytes()) {
-    output.copy_shared_buffer(q);
+// The kernel of one of the fused ops, over the addresses of its buffers in their order.
+template <class Params>
+void add_row_kernel(cu::CommandEncoder& encoder, gpu::RowLaunch<Params> launch,
+                    std::vector<void*> addresses) {
+  if (launch.grid.x == 0 || launch.grid.y == 0) {
+    return;
+  }
+  std::vector<void*> arguments;
+  for (auto& one : addresses) {
+    arguments.push_back(&one);
+  }
+  arguments.push_back(&launch.params);
+  const int device = encoder.device().cuda_device();
+  add_node(encoder, find_kernel(device, launch.key.file(), launch.key.name()),
+           dim3_of(launch.grid), launch.threads, launch.threadgroup_bytes, arguments);
+}
+
+// Takes the output's memory from an input where nobody else needs that. Attention's queries have been
+// read by all threadgroups of their tile before the last one writes a row of it; add_rms_norm's
+// threads each read and write their own vectors.
+void set_output(cu::CommandEncoder& encoder, const mx::array& input, mx::array& output) {
+  if (input.is_donatable() && input.nbytes() == output.nbytes()) {
+    output.copy_shared_buffer(input);
   } else {
     output.set_data(cuda::allocate(encoder.device().cuda_device(), output.nbytes()));
   }
@@ -231,16 +249,66 @@ void PagedAttention::eval_gpu(const std::vector<mx::array>& inputs, mx::array& o
   }
 }
 
-void NormRopeWrite::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
-  throw std::runtime_error("[norm_rope_write] there is no GPU kernel");
+void NormRopeWrite::eval_gpu(const std::vector<mx::array>& inputs,
+                             std::vector<mx::array>& outputs) {
+  const auto shape = gpu::norm_rope_shape(inputs, options_);
+  gpu::require_kernel(shape, "norm_rope_write");
+  check_layout(inputs, "norm_rope_write");
+  auto& encoder = encoder_of(stream());
+  outputs[0].set_data(cuda::allocate(encoder.device().cuda_device(), outputs[0].nbytes()));
+  outputs[1].copy_shared_buffer(inputs[k_pool]);
+  outputs[2].copy_shared_buffer(inputs[v_pool]);
+  count_evaluation(Op::norm_rope_write);
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (i != k_pool && i != v_pool) {
+      encoder.set_input_array(inputs[i]);
+    }
+  }
+  for (auto& output : outputs) {
+    encoder.set_output_array(output);
+  }
+  size_t norm = first_norm;
+  const auto next_norm = [&](bool is_there) {
+    return is_there ? address(inputs[norm++]) : nullptr;
+  };
+  void* q_norm = next_norm(options_.norms_queries);
+  void* k_norm = next_norm(options_.norms_keys);
+  add_row_kernel(encoder, gpu::plan_norm_rope(shape),
+                 {address(inputs[qkv]), address(inputs[positions]),
+                  address(inputs[inverse_frequencies]), address(inputs[slots]), q_norm, k_norm,
+                  address(outputs[0]), address(outputs[1]), address(outputs[2])});
 }
 
-void AddRMSNorm::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
-  throw std::runtime_error("[add_rms_norm] there is no GPU kernel");
+void AddRMSNorm::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  const auto shape = gpu::row_shape(inputs[0], eps_);
+  gpu::require_kernel(shape, "add_rms_norm");
+  check_layout(inputs, "add_rms_norm");
+  auto& encoder = encoder_of(stream());
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    set_output(encoder, inputs[i], outputs[i]);
+  }
+  count_evaluation(Op::add_rms_norm);
+  for (const auto& input : inputs) {
+    encoder.set_input_array(input);
+  }
+  for (auto& output : outputs) {
+    encoder.set_output_array(output);
+  }
+  add_row_kernel(encoder, gpu::plan_add_norm(shape),
+                 {address(inputs[0]), address(inputs[1]), address(inputs[2]), address(outputs[0]),
+                  address(outputs[1])});
 }
 
-void SwiGLU::eval_gpu(const std::vector<mx::array>&, mx::array&) {
-  throw std::runtime_error("[swiglu] there is no GPU kernel");
+void SwiGLU::eval_gpu(const std::vector<mx::array>& inputs, mx::array& output) {
+  const auto shape = gpu::row_shape(output);
+  gpu::require_kernel(shape, "swiglu");
+  check_layout(inputs, "swiglu");
+  auto& encoder = encoder_of(stream());
+  output.set_data(cuda::allocate(encoder.device().cuda_device(), output.nbytes()));
+  count_evaluation(Op::swiglu);
+  encoder.set_input_array(inputs[0]);
+  encoder.set_output_array(output);
+  add_row_kernel(encoder, gpu::plan_gate(shape), {address(inputs[0]), address(output)});
 }
 
 void Sample::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {

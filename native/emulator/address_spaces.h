@@ -89,7 +89,12 @@ template <class T>
 T clamp(T, T, T);
 template <class T>
 T select(T, T, bool);
+float cos(float);
+float sin(float);
 namespace fast {
+float cos(float);
+float sin(float);
+float rsqrt(float);
 float exp(float);
 float exp2(float);
 float log(float);

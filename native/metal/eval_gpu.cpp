@@ -90,16 +90,35 @@ void PagedAttention::eval_gpu(const std::vector<mx::array>& inputs, mx::array& o
   count_evaluation(Op::paged_attention);
 }
 
-void NormRopeWrite::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
-  throw std::runtime_error("[norm_rope_write] there is no GPU kernel");
+void NormRopeWrite::eval_gpu(const std::vector<mx::array>& inputs,
+                             std::vector<mx::array>& outputs) {
+  const auto shape = gpu::norm_rope_shape(inputs, options_);
+  gpu::require_kernel(shape, "norm_rope_write");
+  const auto plan = metal::plan_norm_rope_write(shape);
+  outputs[0].set_data(mx::allocator::malloc(outputs[0].nbytes()));
+  outputs[1].copy_shared_buffer(inputs[k_pool]);
+  outputs[2].copy_shared_buffer(inputs[v_pool]);
+  metal::encode(plan, with_outputs(inputs, outputs), stream(), "norm_rope_write");
+  count_evaluation(Op::norm_rope_write);
 }
 
-void AddRMSNorm::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
-  throw std::runtime_error("[add_rms_norm] there is no GPU kernel");
+void AddRMSNorm::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  const auto shape = gpu::row_shape(inputs[0], eps_);
+  gpu::require_kernel(shape, "add_rms_norm");
+  for (auto& output : outputs) {
+    output.set_data(mx::allocator::malloc(output.nbytes()));
+  }
+  metal::encode(metal::plan_add_rms_norm(shape), with_outputs(inputs, outputs), stream(),
+                "add_rms_norm");
+  count_evaluation(Op::add_rms_norm);
 }
 
-void SwiGLU::eval_gpu(const std::vector<mx::array>&, mx::array&) {
-  throw std::runtime_error("[swiglu] there is no GPU kernel");
+void SwiGLU::eval_gpu(const std::vector<mx::array>& inputs, mx::array& output) {
+  const auto shape = gpu::row_shape(output);
+  gpu::require_kernel(shape, "swiglu");
+  output.set_data(mx::allocator::malloc(output.nbytes()));
+  metal::encode(metal::plan_swiglu(shape), with_outputs(inputs, {output}), stream(), "swiglu");
+  count_evaluation(Op::swiglu);
 }
 
 void Sample::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {

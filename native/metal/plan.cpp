@@ -144,4 +144,68 @@ Plan plan_copy_blocks(const CopyShape& shape) {
   return plan;
 }
 
+namespace {
+
+template <class Shape>
+void require_kernel(const Shape& shape) {
+  if (const auto reason = gpu::why_not(shape); !reason.empty()) {
+    throw std::runtime_error(reason);
+  }
+}
+
+template <class Params>
+Plan plan_of_one(const gpu::RowLaunch<Params>& launch, std::vector<Binding> buffers) {
+  Plan plan;
+  if (launch.grid.x == 0 || launch.grid.y == 0) {
+    return plan;
+  }
+  Dispatch one{launch.key.name(), launch.key.name(), std::string(launch.key.op) + ".h",
+               launch.key.constants()};
+  one.buffers = std::move(buffers);
+  one.params = bytes_of(launch.params);
+  one.grid = launch.grid;
+  one.threads = launch.threads;
+  one.threadgroup_bytes = launch.threadgroup_bytes;
+  plan.dispatches.push_back(std::move(one));
+  return plan;
+}
+
+} // namespace
+
+Plan plan_norm_rope_write(const gpu::NormRopeShape& shape) {
+  require_kernel(shape);
+  enum { qkv, positions, inverse_frequencies, slots, k_pool, v_pool, first_norm };
+  const int k_norm = first_norm + shape.norms_queries;
+  const int queries = k_norm + shape.norms_keys;
+  const auto weights = [](int array, bool is_there) {
+    return is_there ? Binding{array, Use::read} : Binding{qkv, Use::absent};
+  };
+  return plan_of_one(gpu::plan_norm_rope(shape),
+                     {{qkv, Use::read},
+                      {positions, Use::read},
+                      {inverse_frequencies, Use::read},
+                      {slots, Use::read},
+                      weights(first_norm, shape.norms_queries),
+                      weights(k_norm, shape.norms_keys),
+                      {queries, Use::write},
+                      {queries + 1, Use::write},
+                      {queries + 2, Use::write}});
+}
+
+Plan plan_add_rms_norm(const gpu::RowShape& shape) {
+  require_kernel(shape);
+  enum { x, residual, weight, total, normed };
+  return plan_of_one(gpu::plan_add_norm(shape), {{x, Use::read},
+                                                 {residual, Use::read},
+                                                 {weight, Use::read},
+                                                 {total, Use::write},
+                                                 {normed, Use::write}});
+}
+
+Plan plan_swiglu(const gpu::RowShape& shape) {
+  require_kernel(shape);
+  enum { gate_up, out };
+  return plan_of_one(gpu::plan_gate(shape), {{gate_up, Use::read}, {out, Use::write}});
+}
+
 } // namespace mlxrt::metal

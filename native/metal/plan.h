@@ -72,4 +72,15 @@ struct CopyShape {
 };
 Plan plan_copy_blocks(const CopyShape& shape);
 
+// Arrays: qkv, positions, inverse_frequencies, slots, k_pool, v_pool, q_norm and k_norm if there are
+// any; queries and the two pools again as outputs. These three throw std::runtime_error if no kernel
+// serves the call.
+Plan plan_norm_rope_write(const gpu::NormRopeShape& shape);
+
+// Arrays: x, residual, weight; the sum and its norm as outputs.
+Plan plan_add_rms_norm(const gpu::RowShape& shape);
+
+// Arrays: gate_up; the output.
+Plan plan_swiglu(const gpu::RowShape& shape);
+
 } // namespace mlxrt::metal

@@ -7,6 +7,7 @@
 
 // Every file of kernels/gpu that is MSL, as it is at build time.
 #define MLXRT_GPU_SOURCES(SOURCE) \
+  SOURCE(add_rms_norm)            \
   SOURCE(attention)               \
   SOURCE(attention_merge)         \
   SOURCE(attention_work)          \
@@ -14,7 +15,10 @@
   SOURCE(dialect)                 \
   SOURCE(element)                 \
   SOURCE(kv_write)                \
-  SOURCE(params)
+  SOURCE(norm_rope_write)         \
+  SOURCE(params)                  \
+  SOURCE(rows)                    \
+  SOURCE(swiglu)
 
 #if defined(__APPLE__)
 #define MLXRT_SECTION ".section __TEXT,__const\n"

@@ -60,6 +60,31 @@ AttentionShape attention_shape(const std::vector<mx::array>& inputs, float scale
   return shape;
 }
 
+NormRopeShape norm_rope_shape(const std::vector<mx::array>& inputs,
+                              const NormRopeWrite::Options& options) {
+  const auto& pool = inputs[NormRopeWrite::k_pool];
+  return {.element = element_of(inputs[NormRopeWrite::qkv].dtype()),
+          .pool_element = element_of(pool.dtype()),
+          .num_rows = inputs[NormRopeWrite::qkv].shape(0),
+          .num_q_heads = options.heads.q,
+          .num_kv_heads = options.heads.kv,
+          .head_dim = pool.shape(3),
+          .pairs = inputs[NormRopeWrite::inverse_frequencies].shape(0),
+          .num_slots = static_cast<int64_t>(pool.shape(0)) * pool.shape(1),
+          .traditional = options.traditional,
+          .norms_queries = options.norms_queries,
+          .norms_keys = options.norms_keys,
+          .eps = options.eps,
+          .scale = options.scale};
+}
+
+RowShape row_shape(const mx::array& rows, float eps) {
+  return {.element = element_of(rows.dtype()),
+          .num_rows = rows.shape(0),
+          .size = rows.shape(1),
+          .eps = eps};
+}
+
 WriteParams write_params(const mx::array& k_pool, const mx::array& v_pool) {
   const int64_t slots = static_cast<int64_t>(k_pool.shape(0)) * k_pool.shape(1);
   if (slots > INT32_MAX) {

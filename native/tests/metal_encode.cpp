@@ -1,5 +1,6 @@
 // Encodes one call of each op with the recording encoder and prints what it was told. Arguments:
-// "attention", "kv_write", "copy_blocks", "hold", "cores" and the name of an architecture, or "strided" and "unaligned", which must be refused.
+// "attention", "kv_write", "norm_rope_write", "copy_blocks", "hold", "cores" and the name of an
+// architecture, or "strided" and "unaligned", which must be refused.
 
 #include <cstdio>
 #include <cstring>
@@ -61,6 +62,21 @@ void run(const char* what, const mx::Stream& stream) {
         mx::float32);
     show(arrays);
     metal::encode(metal::plan_kv_write({3, 16, 32, 32}), arrays, stream, what);
+  } else if (!std::strcmp(what, "norm_rope_write")) {
+    auto arrays = filled({{3, 48}}, mx::float32);
+    arrays.push_back(filled({{3}}, mx::int32)[0]);
+    arrays.push_back(filled({{8}}, mx::float32)[0]);
+    arrays.push_back(filled({{3}}, mx::int64)[0]);
+    for (auto& a : filled({{2, 8, 1, 16}, {2, 8, 1, 16}, {16}, {3, 1, 16}, {2, 8, 1, 16},
+                           {2, 8, 1, 16}}, mx::float32)) {
+      arrays.push_back(a);
+    }
+    show(arrays);
+    metal::encode(metal::plan_norm_rope_write({.element = 0, .pool_element = 0, .num_rows = 3,
+                                               .num_q_heads = 1, .num_kv_heads = 1,
+                                               .head_dim = 16, .pairs = 8, .num_slots = 16,
+                                               .norms_keys = true}),
+                  arrays, stream, what);
   } else if (!std::strcmp(what, "copy_blocks")) {
     const auto arrays = filled({{4, 8}, {2}, {2}, {4, 8}}, mx::float32);
     show(arrays);

@@ -39,6 +39,31 @@ metal::Plan plan_of(const std::string& op) {
     }
     return metal::plan_copy_blocks(shape);
   }
+  if (op == "norm_rope_write") {
+    gpu::NormRopeShape shape{};
+    shape.element = integer("element");
+    shape.pool_element = integer("pool_element");
+    shape.num_rows = integer("num_rows");
+    shape.num_q_heads = integer("num_q_heads");
+    shape.num_kv_heads = integer("num_kv_heads");
+    shape.head_dim = integer("head_dim");
+    shape.pairs = integer("pairs");
+    shape.num_slots = static_cast<int64_t>(number("num_slots"));
+    shape.traditional = integer("traditional");
+    shape.norms_queries = integer("norms_queries");
+    shape.norms_keys = integer("norms_keys");
+    shape.eps = static_cast<float>(number("eps"));
+    shape.scale = static_cast<float>(number("scale", 1));
+    return metal::plan_norm_rope_write(shape);
+  }
+  const gpu::RowShape rows{integer("element"), integer("num_rows"), integer("size"),
+                           static_cast<float>(number("eps"))};
+  if (op == "add_rms_norm") {
+    return metal::plan_add_rms_norm(rows);
+  }
+  if (op == "swiglu") {
+    return metal::plan_swiglu(rows);
+  }
   gpu::AttentionShape shape{};
   shape.element = integer("element");
   shape.head_dim = integer("head_dim");

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from emulator.ops import plan
 
 from mlxrt.kernels import built_mlx_version
 
@@ -161,3 +162,20 @@ def test_the_host_names_the_kernels_that_move(toolkit: Path, tmp_path: Path) -> 
     host = "".join(path.read_text() for path in (NATIVE / "cuda").glob("*.cpp"))
     named = set(re.findall(r'moving_kernels,\s*"(\w+)"', host))
     assert named == entries and len(named) >= 3
+
+
+@pytest.mark.parametrize("element", [0, 1, 2])
+def test_the_fused_kernels_are_those_that_are_planned(
+    element: int, toolkit: Path, tmp_path: Path
+) -> None:
+    ptx = tmp_path / "fused.ptx"
+    run(
+        toolkit / "bin" / "nvcc", "-std=c++17", "-ptx", "-arch=compute_90",
+        "-I", NATIVE / "kernels" / "gpu", NATIVE / "cuda" / f"fused_element{element}.cu", "-o", ptx,
+    )  # fmt: skip
+    rows = [("element", element), ("num_rows", 1), ("size", 64)]
+    heads = [("pool_element", element), ("num_q_heads", 1), ("head_dim", 64), ("pairs", 32)]
+    plans = [plan("add_rms_norm", *rows), plan("swiglu", *rows),
+             plan("norm_rope_write", *rows, *heads)]  # fmt: skip
+    planned = {dispatch.kernel for what in plans for dispatch in what.dispatches}
+    assert planned == set(re.findall(r"\.entry (\w+)", ptx.read_text())) and len(planned) == 3

@@ -82,6 +82,17 @@ def test_writes_go_to_the_new_handles() -> None:
     assert "dispatch 3 1 1 by 128 1 1" in lines
 
 
+def test_the_fused_write_goes_to_the_new_handles_and_takes_the_weights_there_are() -> None:
+    arrays, lines = told("norm_rope_write")
+    qkv, k_norm, queries, k_pool, v_pool = arrays[0], *arrays[6:]
+    outputs = [line for line in lines if line.startswith("output")]
+    assert outputs == [f"output {queries} 6", f"output {k_pool} 7", f"output {v_pool} 8"]
+    assert f"buffer {qkv} 4" in lines and f"input {k_norm} 5" in lines
+    assert not any(line.startswith(("temporary", "registered")) for line in lines)
+    assert "dispatch 3 1 1 by 128 1 1" in lines
+    assert any(line.startswith("library mlxrt_norm_rope_write_element0") for line in lines)
+
+
 @pytest.mark.parametrize(
     ("architecture", "cores"),
     [("applegpu_g17p", 6), ("applegpu_g13g", 10), ("applegpu_g16s", 32), ("applegpu_g14d", 64),

@@ -30,12 +30,13 @@ def check(cases: int = 3) -> tuple[ExitCode, str]:
 def test_it_passes_here() -> None:
     code, text = check()
     assert code is ExitCode.OK, text
-    assert text.count(" ok ") == 11 and "FAILED" not in text
+    assert text.count(" ok ") == 17 and "FAILED" not in text
     counts = kernels.counters()
     assert counts["paged_attention"] == 3 * (3 + 1) + 200 + OVERWRITES
     assert counts["kv_write"] == 3 + 200 + OVERWRITES and counts["copy_blocks"] == 3
     assert counts["hold_pools"] == OVERWRITES
     assert counts["sample"] == 5 * 3
+    assert counts["norm_rope_write"] == counts["add_rms_norm"] == counts["swiglu"] == 3 * 3
 
 
 def off_by_a_little(operation: Callable[..., mx.array]) -> Callable[..., mx.array]:
@@ -49,8 +50,12 @@ def off_by_a_little(operation: Callable[..., mx.array]) -> Callable[..., mx.arra
 
 
 @pytest.mark.parametrize(
-    "operation", ["paged_attention", "kv_write", "copy_blocks", "hold_pools", "sample"]
-)
+    "operation",
+    [
+        "paged_attention", "kv_write", "copy_blocks", "hold_pools", "norm_rope_write",
+        "add_rms_norm", "swiglu", "sample",
+    ],
+)  # fmt: skip
 def test_what_is_not_native_fails(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, operation, getattr(reference, operation))
     code, text = check()

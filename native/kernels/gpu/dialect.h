@@ -69,6 +69,23 @@ INLINE float hyperbolic_tangent(float value) {
   return tanhf(value);
 }
 
+// These four as MLX's own kernels have them.
+INLINE float natural_power(float exponent) {
+  return expf(exponent);
+}
+
+INLINE float inverse_square_root(float value) {
+  return rsqrtf(value);
+}
+
+INLINE float cosine(float angle) {
+  return cosf(angle);
+}
+
+INLINE float sine(float angle) {
+  return sinf(angle);
+}
+
 // K and V are read once: they need not stay in the first-level cache.
 INLINE uint4 load_once(const uint4* address) {
   uint4 v;
@@ -161,6 +178,22 @@ INLINE float log_two(float value) {
 
 INLINE float hyperbolic_tangent(float value) {
   return precise::tanh(value);
+}
+
+INLINE float natural_power(float exponent) {
+  return precise::exp(exponent);
+}
+
+INLINE float inverse_square_root(float value) {
+  return precise::rsqrt(value);
+}
+
+INLINE float cosine(float angle) {
+  return fast::cos(angle);
+}
+
+INLINE float sine(float angle) {
+  return fast::sin(angle);
 }
 
 INLINE uint4 load_once(device const uint4* address) {

@@ -177,4 +177,72 @@ std::vector<AttentionLaunch> plan_attention(const AttentionShape& shape) {
   return launches;
 }
 
+std::string why_not(const NormRopeShape& shape) {
+  if (shape.element != shape.pool_element) {
+    return "no kernel for a projection and pools of different dtypes";
+  }
+  if (shape.head_dim % 8) {
+    return "no kernel for head size " + std::to_string(shape.head_dim) + ", no multiple of 8";
+  }
+  if (shape.pairs % 2) {
+    return "no kernel that turns an odd number of pairs, " + std::to_string(shape.pairs);
+  }
+  if (shape.num_slots > INT32_MAX) {
+    return "no kernel for a pool of more than 2^31 slots";
+  }
+  return "";
+}
+
+RowLaunch<NormRopeParams> plan_norm_rope(const NormRopeShape& shape) {
+  constexpr int heads_together = RowLaunch<NormRopeParams>::threads / 32;
+  const int heads = shape.num_q_heads + 2 * shape.num_kv_heads;
+  return {
+      .key = {"norm_rope_write", shape.element},
+      .params = {.num_q_heads = shape.num_q_heads,
+                 .num_kv_heads = shape.num_kv_heads,
+                 .head_dim = shape.head_dim,
+                 .pairs = shape.pairs,
+                 .traditional = shape.traditional,
+                 .norms_queries = shape.norms_queries,
+                 .norms_keys = shape.norms_keys,
+                 .num_slots = static_cast<int>(shape.num_slots),
+                 .eps = shape.eps,
+                 .scale = shape.scale},
+      .grid = {shape.num_rows, (heads + heads_together - 1) / heads_together, 1},
+      .threadgroup_bytes = 16,
+  };
+}
+
+namespace {
+
+int vectors_of(const RowShape& shape) {
+  return shape.size / (shape.element == 0 ? 4 : 8);
+}
+
+} // namespace
+
+std::string why_not(const RowShape& shape) {
+  if (shape.size % (shape.element == 0 ? 4 : 8)) {
+    return "no kernel for rows of " + std::to_string(shape.size) +
+        " elements, no whole number of 16 bytes";
+  }
+  return "";
+}
+
+RowLaunch<AddNormParams> plan_add_norm(const RowShape& shape) {
+  return {.key = {"add_rms_norm", shape.element},
+          .params = {.vectors = vectors_of(shape), .eps = shape.eps},
+          .grid = {shape.num_rows, 1, 1},
+          .threadgroup_bytes = 16};  // a sum of each simd-group
+}
+
+RowLaunch<GateParams> plan_gate(const RowShape& shape) {
+  constexpr int threads = RowLaunch<GateParams>::threads;
+  const int vectors = vectors_of(shape);
+  return {.key = {"swiglu", shape.element},
+          .params = {.vectors = vectors},
+          .grid = {shape.num_rows, (vectors + threads - 1) / threads, 1},
+          .threadgroup_bytes = 16};
+}
+
 } // namespace mlxrt::gpu

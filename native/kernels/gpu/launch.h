@@ -62,4 +62,46 @@ std::vector<AttentionKey> keys_of(int element, int head_dim);
 // another. Empty if there are no rows or no sequences.
 std::vector<AttentionLaunch> plan_attention(const AttentionShape& shape);
 
+// One kernel of the fused ops, in threadgroups of 128 threads. None is launched if there are no rows.
+template <class Params>
+struct RowLaunch {
+  static constexpr int threads = 128;
+  RowKey key;
+  Params params;
+  Grid grid;
+  int threadgroup_bytes;
+};
+
+// A call of norm_rope_write as its arguments' shapes describe it.
+struct NormRopeShape {
+  int element;           // of qkv and the norms' weights
+  int pool_element;
+  int num_rows;
+  int num_q_heads;
+  int num_kv_heads;
+  int head_dim;
+  int pairs;             // that turn
+  int64_t num_slots;     // of the pools
+  bool traditional = false;
+  bool norms_queries = false;
+  bool norms_keys = false;
+  float eps = 0.0f;
+  float scale = 1.0f;
+};
+
+std::string why_not(const NormRopeShape& shape);
+RowLaunch<NormRopeParams> plan_norm_rope(const NormRopeShape& shape);
+
+// Rows of add_rms_norm, or of swiglu's output.
+struct RowShape {
+  int element;
+  int num_rows;
+  int size;
+  float eps = 0.0f;
+};
+
+std::string why_not(const RowShape& shape);
+RowLaunch<AddNormParams> plan_add_norm(const RowShape& shape);
+RowLaunch<GateParams> plan_gate(const RowShape& shape);
+
 } // namespace mlxrt::gpu

@@ -30,6 +30,28 @@ struct CopyParams {
   int num_blocks;
 };
 
+struct NormRopeParams {
+  int num_q_heads;
+  int num_kv_heads;
+  int head_dim;
+  int pairs;          // that turn
+  int traditional;
+  int norms_queries;
+  int norms_keys;
+  int num_slots;      // slots of the pools
+  float eps;
+  float scale;        // of positions
+};
+
+struct AddNormParams {
+  int vectors;        // of 16 bytes in a row
+  float eps;
+};
+
+struct GateParams {
+  int vectors;        // of 16 bytes in half a row
+};
+
 // Bounds of part_size.
 #define SMALLEST_PART 64
 #define LARGEST_PART 4096

@@ -52,4 +52,25 @@ struct AttentionKey {
   }
 };
 
+// A kernel of the fused ops, which are compiled for an element type alone. rows.h makes the same name
+// of the constant, so that a text for another type has no kernel of this name.
+struct RowKey {
+  const char* op = "";
+  int element = 0;
+
+  // "swiglu_element2": the kernel, and the key of its pipeline.
+  std::string name() const {
+    return op + std::string("_element") + std::to_string(element);
+  }
+
+  // The file that it is compiled into with its nearest kin.
+  std::string file() const {
+    return "fused_element" + std::to_string(element);
+  }
+
+  std::string constants() const {
+    return "#define ELEMENT " + std::to_string(element) + "\n";
+  }
+};
+
 } // namespace mlxrt::gpu
