@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
+import pytest
 from hypothesis import settings
+
+from mlxrt.testing import waiting
 
 # Subprocesses import the installed package, never the source tree they happen to be started in.
 os.environ["PYTHONSAFEPATH"] = "1"
@@ -13,3 +17,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # How long one example takes says how busy the machine is.
 settings.register_profile("mlxrt", deadline=None)
 settings.load_profile("mlxrt")
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., None]:
+    """`wait_until(condition)` waits for it, and fails where it does not come true."""
+    return waiting.wait_until

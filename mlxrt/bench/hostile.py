@@ -37,8 +37,9 @@ class Plan:
     Attributes:
         model: "fake", whose step takes 5 ms, or "bundled".
         spells: quiet and hostile spells of each kind.
-        spell_s: seconds of one spell.
+        spell_s: seconds of one spell, at least.
         max_message_bytes: the server's limit; hostile messages are as large.
+        spell_steps: steps of the good client in one spell, at least.
     """
 
     model: str = "fake"
@@ -46,6 +47,7 @@ class Plan:
     spell_s: float = 2.0
     max_message_bytes: int = 4 << 20
     seed: int = 1
+    spell_steps: int = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class Peer:
         self._heard()
 
     def say(self, word: str) -> None:
-        """ "go" or "stop"."""
+        """ "go", answered once it has done its worst for the first time, or "stop"."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{word}\n")
         self._heard()
@@ -153,20 +155,20 @@ def _spells(
     hostile: list[float] = []
     _steps(session, plan.spell_s / 2)
     for _ in range(plan.spells):
-        quiet += _steps(session, plan.spell_s)
+        quiet += _steps(session, plan.spell_s, plan.spell_steps)
         peer.say("go")
         _steps(session, _BUILD_UP_S)
-        hostile += _steps(session, plan.spell_s)
+        hostile += _steps(session, plan.spell_s, plan.spell_steps)
         peer.say("stop")
         _steps(session, 2 * _BUILD_UP_S)
     return quiet, hostile
 
 
-def _steps(session: CheckedSession, seconds: float) -> list[float]:
-    """Decodes for that long; answers each step's milliseconds."""
-    taken = []
+def _steps(session: CheckedSession, seconds: float, steps_min: int = 0) -> list[float]:
+    """Decodes for that long and so many steps; answers each step's milliseconds."""
+    taken: list[float] = []
     end_s = time.perf_counter() + seconds
-    while (start_s := time.perf_counter()) < end_s:
+    while (start_s := time.perf_counter()) < end_s or len(taken) < steps_min:
         session.advance()
         taken.append((time.perf_counter() - start_s) * 1e3)
     return taken

@@ -1,7 +1,7 @@
 """A hostile client in a process of its own: `python -m mlxrt.bench.hostile_peer KIND ADDRESS`.
 
-Reads "go" and "stop" from standard input and says "ready" when it has done so; between the two it
-does its worst.
+Reads "go" and "stop" from standard input and says "ready" when it obeys; between the two it does
+its worst, and "go" is obeyed when something of it has reached the server.
 """
 
 from __future__ import annotations
@@ -31,53 +31,94 @@ from mlxrt_client.v1 import (
 STEP = "/mlxrt.v1.ExecutionService/Step"
 EXECUTE = "/mlxrt.v1.ExecutionService/Execute"
 OUTSTANDING = 64
-LIFE_S = 120_000
+FIRST_DEED_S = 60.0
+"""Longest wait of a "go" for it to be obeyed."""
 _OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
 _EMPTY_ITEM = b"\x3a\x00"
 """An item of a StepRequest that has nothing in it: the cheapest thing to send of those that cost a
 parser most."""
 
 
-def invalid_flood(address: str, running: threading.Event) -> None:
+class Orders:
+    """What the bench has said last, and whether it has been followed."""
+
+    def __init__(self) -> None:
+        self._going, self._followed = threading.Event(), threading.Event()
+
+    def go(self) -> None:
+        """Lets the work go on; returns once some of it is done.
+
+        Raises:
+            TimeoutError: it does not come to that.
+        """
+        self._followed.clear()
+        self._going.set()
+        if not self._followed.wait(FIRST_DEED_S):
+            raise TimeoutError("no hostile call has reached the server")
+
+    def stop(self) -> None:
+        """Lets it pause."""
+        self._going.clear()
+
+    @property
+    def going(self) -> bool:
+        """Whether to go on."""
+        return self._going.is_set()
+
+    def wait(self) -> None:
+        """Waits until it is to go on."""
+        self._going.wait()
+
+    def done(self) -> None:
+        """Something hostile has reached the server."""
+        self._followed.set()
+
+
+def invalid_flood(address: str, orders: Orders) -> None:
     """Calls that are refused, as many as go: bytes that are no message, and steps with a fault in
     their last item."""
     session = SessionRef(session_id="0" * 32, epoch=1)
     late = StepRequest(session=session, step_number=1, decode_sequence_ids=range(1, 257))
     bodies = [os.urandom(200), late.SerializeToString(), b"", b"\x3a\x00" * 500]
-    _flood(address, running, bodies)
+    _flood(address, orders, bodies)
 
 
-def huge_messages(address: str, running: threading.Event) -> None:
+def huge_messages(address: str, orders: Orders) -> None:
     """Messages as large as the server takes them, of empty items and of bytes that are none."""
     with Client(address) as client:
         size = client.server_info().limits.max_message_bytes
-    _flood(address, running, [_EMPTY_ITEM * (size // 2 - 8), bytes(size + 100)], 4)
+    _flood(address, orders, [_EMPTY_ITEM * (size // 2 - 8), bytes(size + 100)], 4)
 
 
-def many_items(address: str, running: threading.Event) -> None:
+def many_items(address: str, orders: Orders) -> None:
     """Messages of 60 KiB that hold nothing but empty items."""
-    _flood(address, running, [_EMPTY_ITEM * (30 << 10)], 16)
+    _flood(address, orders, [_EMPTY_ITEM * (30 << 10)], 16)
 
 
 def _flood(
-    address: str, running: threading.Event, bodies: list[bytes], outstanding: int = OUTSTANDING
+    address: str, orders: Orders, bodies: list[bytes], outstanding: int = OUTSTANDING
 ) -> None:
     room = threading.Semaphore(outstanding)
+
+    def answered(_: object) -> None:
+        orders.done()
+        room.release()
+
     with grpc.insecure_channel(address, _OPTIONS) as channel:
         call = channel.unary_unary(STEP)
         while True:
             for body in bodies:
-                running.wait()
+                orders.wait()
                 room.acquire()
-                call.future(body, timeout=30).add_done_callback(lambda _: room.release())
+                call.future(body, timeout=30).add_done_callback(answered)
 
 
-def slow_reader(address: str, running: threading.Event) -> None:
-    """Streams of steps that are valid, whose answers nobody reads."""
+def slow_reader(address: str, orders: Orders) -> None:
+    """Streams of steps that are valid, whose answers nobody reads but the first."""
     with grpc.insecure_channel(address, _OPTIONS) as channel:
         sessions, execution = SessionServiceStub(channel), ExecutionServiceStub(channel)
         while True:
-            running.wait()
+            orders.wait()
             opened = sessions.OpenSession(
                 OpenSessionRequest(request_id=os.urandom(8).hex(), lease_ttl_ms=2_000)
             )
@@ -86,29 +127,31 @@ def slow_reader(address: str, running: threading.Event) -> None:
                     session=opened.session, request_id="b", counts=[{"group": 0, "count": 1}]
                 )
             ).blocks
-            call = channel.stream_stream(EXECUTE)(_steps(opened.session, blocks, running))
+            call = channel.stream_stream(EXECUTE)(_steps(opened.session, blocks, orders))
+            next(call, None)
+            orders.done()
             threading.Event().wait(1.0)
             call.cancel()
 
 
-def _steps(session: SessionRef, blocks: object, running: threading.Event) -> Iterator[bytes]:
+def _steps(session: SessionRef, blocks: object, orders: Orders) -> Iterator[bytes]:
     """A prefill, then single decodes from the start, over and over."""
     number = 1
     new = {"sequence_id": 1, "prompt_token_ids": [3, 4], "tables": blocks}
     item = {"sequence_id": 1, "row_count": 2, "sample": True, "registered": {}}
     fields: dict[str, Any] = {"new_sequences": [new], "items": [item]}
-    while running.is_set():
+    while orders.going:
         step = StepRequest(session=session, step_number=number, **fields)
         yield ExecuteRequest(step=step).SerializeToString()
         number += 1
         fields = {"items": [{**item, "start_position": 0}]}
 
 
-def never_reading(address: str, running: threading.Event) -> None:
+def never_reading(address: str, orders: Orders) -> None:
     """Streams of health, of the tokenizer and of steps that are opened and left."""
     with grpc.insecure_channel(address, [*_OPTIONS, ("grpc.http2.lookahead_bytes", 1)]) as channel:
         while True:
-            running.wait()
+            orders.wait()
             open_calls = []
             for _ in range(100):
                 watch = health_pb2_grpc.HealthStub(channel).Watch
@@ -119,15 +162,17 @@ def never_reading(address: str, running: threading.Event) -> None:
                     outbox.put(b"\xff")
                 open_calls.append(call)
                 call.add_callback(lambda box=outbox: box.put(None))
+            open_calls[0].initial_metadata()
+            orders.done()
             threading.Event().wait(0.5)
             for each in open_calls:
                 each.cancel()
 
 
-def reconnect_storm(address: str, running: threading.Event) -> None:
+def reconnect_storm(address: str, orders: Orders) -> None:
     """Connections that say half a sentence, or ask once, and are gone."""
     while True:
-        running.wait()
+        orders.wait()
         for _ in range(20):
             with contextlib.suppress(OSError), _connected(address) as connection:
                 connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9))
@@ -135,6 +180,7 @@ def reconnect_storm(address: str, running: threading.Event) -> None:
             grpc.RpcError
         ):
             channel.unary_unary(STEP)(b"", timeout=5)
+        orders.done()
 
 
 def _connected(address: str) -> socket.socket:
@@ -146,7 +192,7 @@ def _connected(address: str) -> socket.socket:
     return socket.create_connection((host, int(port)))
 
 
-KINDS: dict[str, Callable[[str, threading.Event], None]] = {
+KINDS: dict[str, Callable[[str, Orders], None]] = {
     "invalid_flood": invalid_flood,
     "huge_messages": huge_messages,
     "many_items": many_items,
@@ -159,20 +205,20 @@ KINDS: dict[str, Callable[[str, threading.Event], None]] = {
 def main() -> None:
     """Obeys standard input until it ends."""
     kind, address = sys.argv[1:]
-    running = threading.Event()
+    orders = Orders()
 
     def work() -> None:
         while True:  # whatever the server does to it, it comes back
             with contextlib.suppress(grpc.RpcError, ValueError):
-                KINDS[kind](address, running)
+                KINDS[kind](address, orders)
 
     threading.Thread(target=work, daemon=True).start()
     print("ready", flush=True)
     for line in sys.stdin:
         if line.strip() == "go":
-            running.set()
+            orders.go()
         else:
-            running.clear()
+            orders.stop()
         print("ready", flush=True)
     os._exit(0)
 

@@ -28,6 +28,8 @@ _TYPES = {
     (True, True): ("bidi_stream", "stream_stream"),
 }
 """By request_streaming and response_streaming: the label, and the handler's attribute."""
+_SLACK = 0.05
+"""Of a call's whole time: as much may be left at its deadline."""
 _REASONS = {reason.number: reason for reason in Reason}
 
 
@@ -85,7 +87,8 @@ def _counting(behave: Behaviour, tally: CallTally, tallies: Tallies) -> Behaviou
             _count_reason(context, tallies)
             raise
         except asyncio.CancelledError:
-            expired = context.time_remaining() == 0
+            elapsed_s = time.perf_counter() - started_s
+            expired = has_expired(elapsed_s, context.time_remaining())
             code = "DEADLINE_EXCEEDED" if expired else "CANCELLED"
             raise
         except BaseException:
@@ -96,6 +99,18 @@ def _counting(behave: Behaviour, tally: CallTally, tallies: Tallies) -> Behaviou
             tally.seconds.observe(time.perf_counter() - started_s)
 
     return run
+
+
+def has_expired(elapsed_s: float, remaining_s: float | None) -> bool:
+    """Whether a call that its client ended has met its deadline.
+
+    The client's clock for it started before ours, and gRPC rounds what it sends of it up: the
+    client gives up while a little is left here.
+
+    Args:
+        remaining_s: until the deadline, None where there is none.
+    """
+    return remaining_s is not None and remaining_s <= _SLACK * (elapsed_s + remaining_s)
 
 
 def _count_reason(context: Context, tallies: Tallies) -> None:

@@ -111,6 +111,8 @@ class FakeEngine:
         self._runner = FakeRunner(self.model, self.faults.nan_prompt_tokens)
         self._step_s = step_s
         self._load_gate = load_gate
+        self._released = threading.Event()
+        self._released.set()
         self._lost = False
         self._running_s: float | None = None
         self._listener: EngineListener | None = None
@@ -125,6 +127,17 @@ class FakeEngine:
     def expected_token(self, tokens: Sequence[int]) -> int:
         """The greedy token after `tokens`: what a scheduler must get for them."""
         return self.model.expected_token(tokens)
+
+    def hold(self) -> None:
+        """Has the plans that begin from now on wait until `release`, each as if it ran; raises
+        ValueError without a thread."""
+        if self._thread is None:
+            raise ValueError("a fake engine without a thread can't wait: pass threaded=True")
+        self._released.clear()
+
+    def release(self) -> None:
+        """Ends what `hold` began."""
+        self._released.set()
 
     def start(self, listener: EngineListener) -> None:
         """As Engine.start; without a thread `listener` hears that all is ready before this
@@ -154,6 +167,7 @@ class FakeEngine:
         if self._thread is not None and self._thread.is_alive():
             if self._load_gate is not None:
                 self._load_gate.set()
+            self.release()
             self._plans.put(None)
             if self._thread is not threading.current_thread():
                 self._thread.join()
@@ -182,6 +196,7 @@ class FakeEngine:
         started = self._running_s = time.perf_counter()
         if self._step_s and not plan.cancelled:
             time.sleep(self._step_s)
+        self._released.wait()
         self.last_ticket = plan.ticket
         if plan.ticket == self.faults.lose_ticket:
             self._lost = True

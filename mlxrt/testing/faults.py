@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import os
 import signal
-import time
+import threading
 from collections import Counter
 from dataclasses import dataclass
 
@@ -58,7 +58,7 @@ class Fault(enum.StrEnum):
     MEMORY = "memory"
     """An allocation fails."""
     DELAY = "delay"
-    """The thread sleeps for the spec's time, and goes on."""
+    """The thread waits for the spec's time, or until `Faults.wake`, and goes on."""
     KILL = "kill"
     """The process gets SIGKILL."""
     STOP = "stop"
@@ -107,28 +107,35 @@ class Faults:
         self.hits: Counter[Point] = Counter()
         self.struck: list[FaultSpec] = []
         self._specs = specs
+        self._woken = threading.Event()
 
     def plan(self, spec: FaultSpec) -> None:
         """Has one more fault happen; its `hit` counts from the start of the server."""
         self._specs = (*self._specs, spec)
+
+    def wake(self) -> None:
+        """Ends the delay that a point is in, if one is."""
+        woken, self._woken = self._woken, threading.Event()
+        woken.set()
 
     def reach(self, point: Point) -> None:
         """Passes a point: what was planned for this hit happens."""
         self.hits[point] += 1
         for spec in self._specs:
             if spec.point is point and spec.hit == self.hits[point]:
+                woken = self._woken
                 self.struck.append(spec)
-                _strike(spec)
+                _strike(spec, woken)
 
 
-def _strike(spec: FaultSpec) -> None:
+def _strike(spec: FaultSpec, woken: threading.Event) -> None:
     match spec.fault:
         case Fault.EXCEPTION:
             raise InjectedError(f"injected at {spec.point}")
         case Fault.MEMORY:
             raise MemoryError(f"injected at {spec.point}")
         case Fault.DELAY:
-            time.sleep(spec.delay_ms / 1000)
+            woken.wait(spec.delay_ms / 1000)
         case Fault.KILL:
             os.kill(os.getpid(), signal.SIGKILL)
         case Fault.STOP:

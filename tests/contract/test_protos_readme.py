@@ -120,13 +120,13 @@ class Exchange:
                 "SessionService": self._client.sessions,
                 "ExecutionService": self._client.execution,
             }
-            self._unary = getattr(stubs[service], rpc)(request, timeout=10)
+            self._unary = getattr(stubs[service], rpc)(request, timeout=60)
             if rpc == "OpenSession":
                 self._session_id = self._unary.session.session_id
             return
         if self._answers is None:
             messages = iter(self._requests.get, None)
-            self._answers = self._client.execution.Execute(messages, timeout=30)
+            self._answers = self._client.execution.Execute(messages, timeout=60)
         self._requests.put(request)
 
     def receive(self) -> Any:

@@ -47,7 +47,7 @@ def test_a_wall_clock_set_back_keeps_no_dead_session_alive(
     session.advance()
     wall_ns = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: wall_ns() - HOUR_NS)
-    end_s = time.monotonic() + 10
+    end_s = time.monotonic() + 60
     while rig.server.on_loop(lambda runtime: runtime.core.session_count()):
         assert time.monotonic() < end_s
         time.sleep(0.05)

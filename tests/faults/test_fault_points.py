@@ -25,6 +25,8 @@ SERVER_LOST = (Point.PLAN, Point.SUBMIT, Point.COMMIT, Point.COMMITTED)
 FAKE_POINTS = tuple(p for p in Point if p not in ENGINE_POINTS or p is Point.DEVICE)
 RAISING = (Fault.EXCEPTION, Fault.MEMORY)
 DELAY_MS = 200
+UNTIL_WOKEN_MS = 300_000
+DEADLINE_S = 0.1
 
 Start = Callable[..., Any]
 
@@ -33,17 +35,15 @@ def test_every_point_is_in_one_class() -> None:
     assert {*REFUSED, *ANSWER_LOST, *SERVER_LOST, *ENGINE_POINTS} == set(Point)
 
 
-def strike(rig: Any, point: Point, fault: Fault) -> None:
-    """Has the next passing of `point` meet `fault`."""
-    rig.faults.plan(FaultSpec(point, fault, rig.faults.hits[point] + 1, DELAY_MS))
-
-
 @contextmanager
-def struck(rig: Any, point: Point, fault: Fault) -> Iterator[None]:
-    """Proves that the fault happens within the block."""
+def struck(
+    rig: Any, point: Point, fault: Fault, delay_ms: int = DELAY_MS
+) -> Iterator[Callable[[], bool]]:
+    """Has the next passing of `point` meet `fault` and proves that it happens within the block,
+    which is told whether it has."""
     before = len(rig.faults.struck)
-    strike(rig, point, fault)
-    yield
+    rig.faults.plan(FaultSpec(point, fault, rig.faults.hits[point] + 1, delay_ms))
+    yield lambda: len(rig.faults.struck) > before
     assert [spec.point for spec in rig.faults.struck[before:]] == [point]
 
 
@@ -142,10 +142,12 @@ def test_a_delay_beyond_the_deadline_is_one_step(
     for each in (mate, session, session):
         each.advance()
     step, committed = session.plan(), rig.committed()
-    with struck(rig, point, Fault.DELAY):
-        with pytest.raises(TransportError) as raised:
-            session.send(step, timeout_s=DELAY_MS / 2000)
-        assert raised.value.code == 4
+    with struck(rig, point, Fault.DELAY, UNTIL_WOKEN_MS) as reached:
+        while not reached():  # a call may be over before it is there
+            with pytest.raises(TransportError) as raised:
+                session.send(step, timeout_s=DEADLINE_S)
+            assert raised.value.code == 4
+        rig.faults.wake()
         session.settle(step, session.send(step))
     assert rig.committed() == committed + 1
     for each in (mate, session):
@@ -154,19 +156,21 @@ def test_a_delay_beyond_the_deadline_is_one_step(
 
 
 @pytest.mark.parametrize("point", FAKE_POINTS)
-def test_a_client_that_goes_away_loses_its_answer_alone(fake_rig: Start, point: Point) -> None:
+def test_a_client_that_goes_away_loses_its_answer_alone(
+    fake_rig: Start, point: Point, wait_until: Callable[..., None]
+) -> None:
     rig = fake_rig()
     mate, session = rig.session(), rig.session()
     for each in (mate, session, session):
         each.advance()
     step, committed = session.plan(), rig.committed()
-    with struck(rig, point, Fault.DELAY):
-        call = session.execution.Step.future(step, timeout=10)
-        threading.Event().wait(DELAY_MS / 4000)
+    with struck(rig, point, Fault.DELAY, UNTIL_WOKEN_MS) as reached:
+        call = session.execution.Step.future(step, timeout=60)
+        wait_until(reached)
         session.connect()  # the channel goes, and the call with it
         assert call.done() or call.cancel()
+        rig.faults.wake()
         session.settle(step, session.send(step))
-    # A call that broke off before it was read is one of the two.
     assert rig.committed() == committed + 1
     for each in (mate, session):
         each.advance()
@@ -180,7 +184,7 @@ def test_a_step_sent_twice_at_once_runs_once(fake_rig: Start, point: Point) -> N
     session.advance()
     step, committed = session.plan(), rig.committed()
     with struck(rig, point, Fault.DELAY):
-        calls = [session.execution.Step.future(step, timeout=10) for _ in range(3)]
+        calls = [session.execution.Step.future(step, timeout=60) for _ in range(3)]
         answers = [call.result() for call in calls]
     assert rig.committed() == committed + 1
     assert sorted(answer.replayed for answer in answers) == [False, True, True]
@@ -193,16 +197,22 @@ def test_a_step_sent_twice_at_once_runs_once(fake_rig: Start, point: Point) -> N
 
 
 @pytest.mark.parametrize("point", FAKE_POINTS)
-def test_a_take_over_fences_what_is_under_way(fake_rig: Start, point: Point) -> None:
+def test_a_take_over_fences_what_is_under_way(
+    fake_rig: Start, point: Point, wait_until: Callable[..., None]
+) -> None:
     rig = fake_rig()
     mate, session = rig.session(), rig.session()
     for each in (mate, session, session):
         each.advance()
     step = session.plan()
-    with struck(rig, point, Fault.DELAY):
-        call = session.execution.Step.future(step, timeout=10)
-        threading.Event().wait(DELAY_MS / 4000)
+    with struck(rig, point, Fault.DELAY, UNTIL_WOKEN_MS) as reached:
+        call = session.execution.Step.future(step, timeout=60)
+        wait_until(reached)
+        # Most points hold the event loop: the take-over lies unread until it goes on.
+        waking = threading.Timer(DELAY_MS / 2000, rig.faults.wake)
+        waking.start()
         session.take_over()
+        waking.join()
         call.exception()
     session.resync()
     for each in (mate, session, session):

@@ -33,16 +33,19 @@ def test_cuts_cost_nothing_but_time(fake_rig: Start, over_stream: bool) -> None:
     rig = fake_rig(step_s=0.002)
     with FaultProxy(rig.server.address) as proxy:
         session = through(proxy, over_stream=over_stream)
-        stop = threading.Event()
+        stop, answered = threading.Event(), threading.Event()
 
         def cut() -> None:
             while not stop.wait(0.05):
-                proxy.cut()
+                if answered.is_set():  # or a slow machine would answer nothing between two cuts
+                    answered.clear()
+                    proxy.cut()
 
         cutter = threading.Thread(target=cut)
         cutter.start()
         while session.retries < 10:
             session.advance()
+            answered.set()
         stop.set()
         cutter.join()
         session.advance()
@@ -72,18 +75,24 @@ def test_the_reference_scheduler_gets_its_tokens_through_cuts(fake_rig: Start) -
     rig.finish()
 
 
-def test_doubled_connections_run_nothing_twice(fake_rig: Start) -> None:
+def replayed(rig: Any) -> int:
+    """Steps answered from the store since the start."""
+    return int(rig.server.on_loop(lambda runtime: runtime.core.counters.steps_replayed))
+
+
+def test_doubled_connections_run_nothing_twice(
+    fake_rig: Start, wait_until: Callable[..., None]
+) -> None:
     rig = fake_rig()
     with FaultProxy(rig.server.address) as proxy:
         proxy.doubling = True
         session = through(proxy)
         for _ in range(50):
             session.advance()
+        wait_until(lambda: replayed(rig) > 10)  # the second connection's calls reach the core
         with contextlib.suppress(SessionLostError):  # the other CloseSession may come first
             session.close()
     assert proxy.doubled > 1_000
-    replayed = rig.server.on_loop(lambda runtime: runtime.core.counters.steps_replayed)
-    assert replayed > 10, "the second connection's calls reached the core"
     assert rig.committed() == 50
     rig.finish()
 
@@ -101,7 +110,7 @@ def test_a_half_open_connection_ends_with_its_lease_at_most(
         with pytest.raises(TransportError) as raised:
             session.send(step, timeout_s=0.3)
         assert raised.value.code == 4
-        end_s = time.monotonic() + 10
+        end_s = time.monotonic() + 60
         while rig.server.on_loop(lambda runtime: runtime.core.session_count()) > 1:
             mate.advance()
             assert time.monotonic() < end_s
@@ -137,7 +146,7 @@ def test_a_refused_connection_is_tried_again(fake_rig: Start) -> None:
         proxy.refusing = True
         proxy.cut()
         with pytest.raises(TransportError) as raised:
-            session.send(session.plan(), timeout_s=1)
+            session.send(session.plan(), timeout_s=60)
         assert raised.value.code == 14
         proxy.refusing = False
         session.connect()

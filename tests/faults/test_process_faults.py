@@ -27,11 +27,12 @@ from mlxrt.testing.faults import ENGINE_POINTS, Fault, FaultSpec, Point
 from mlxrt.testing.oracle import FakeOracle
 from mlxrt.testing.server_process import ServerProcess
 from mlxrt.testing.server_thread import ServerThread
+from mlxrt.testing.waiting import wait_until
 
 BLOCKS = 64
 FAKE_POINTS = tuple(p for p in Point if p not in ENGINE_POINTS or p is Point.DEVICE)
 ARGUMENTS = ["--fake", "--num-blocks", str(BLOCKS), "--set", "log_format=json"]
-TTL_MS = 1_000
+TTL_MS = 1_500
 
 Start = Callable[..., ServerProcess]
 
@@ -64,7 +65,7 @@ def session_on(server: Any, seed: int = 7, **options: Any) -> CheckedSession:
 def check_all_free(server: Any, ttl_ms: int = 0) -> None:
     """Proves that the whole pool can be leased, once leases of `ttl_ms` are over."""
     probe = CheckedSession(server.address, FakeOracle(), Random(1), tokens_max=24, lines=1)
-    end_s = time.monotonic() + ttl_ms / 1000 + 5
+    end_s = time.monotonic() + ttl_ms / 1000 + 60
     while True:
         probe.open()
         free = probe.send(probe.plan()).free_blocks[0].count
@@ -88,7 +89,7 @@ def until_stopped(server: ServerProcess) -> None:
     """Waits until the server's process is stopped by SIGSTOP."""
     assert server.process is not None
     stat = Path("/proc", str(server.process.pid), "stat")
-    end_s = time.monotonic() + 10
+    end_s = time.monotonic() + 60
     while stat.read_text().rpartition(")")[2].split()[0] != "T":
         assert time.monotonic() < end_s
         time.sleep(0.01)
@@ -108,7 +109,7 @@ def test_a_server_killed_at_a_point_is_gone_and_its_successor_knows_nothing(
     with pytest.raises(TransportError) as raised:
         session.send(step)
     assert raised.value.code == 14
-    assert first.process is not None and first.process.wait(10) == -signal.SIGKILL
+    assert first.process is not None and first.process.wait(60) == -signal.SIGKILL
     with ServerThread(FakeEngine(num_blocks=BLOCKS), address=first.address) as second:
         session.connect()
         with pytest.raises(SessionLostError) as lost:
@@ -135,7 +136,7 @@ def test_a_server_stopped_beyond_a_lease_goes_on(start: Start, point: Point) -> 
     caller = threading.Thread(target=lambda: answers.append(session.send(step)))
     caller.start()
     until_stopped(server)
-    time.sleep(1.3 * TTL_MS / 1000)
+    time.sleep(1.2 * TTL_MS / 1000)
     server.process.send_signal(signal.SIGCONT)
     caller.join()
     session.settle(step, answers[0])
@@ -154,12 +155,9 @@ def test_a_stopped_client_loses_its_lease_and_nobody_else_does(start: Start) -> 
     assert victim.stdout is not None and victim.stdout.readline().strip() == "steps"
     victim.send_signal(signal.SIGSTOP)
     mate = session_on(server)
-    end_s = time.monotonic() + 2 * TTL_MS / 1000
-    while time.monotonic() < end_s:
-        mate.advance()
-    check_all_free_beside(server, mate)
+    wait_until(lambda: all_free_beside(mate))
     victim.send_signal(signal.SIGCONT)
-    assert victim.wait(20) == 3, "a client that comes back is told that its session is gone"
+    assert victim.wait(60) == 3, "a client that comes back is told that its session is gone"
     victim.stdout.close()
     mate.close()
     assert mate.statuses == {"OK": mate.statuses["OK"]}
@@ -188,18 +186,18 @@ except SessionLostError as error:
 """
 
 
-def check_all_free_beside(server: ServerProcess, mate: CheckedSession) -> None:
-    """Proves that the mate's blocks are the only ones leased."""
+def all_free_beside(mate: CheckedSession) -> bool:
+    """Has the mate make a step; answers whether its blocks are the only ones leased."""
     step = mate.plan()
     response = mate.send(step)
     mate.settle(step, response)
     held = sum(len(table.block_ids) for table in mate.state().leased_blocks)
-    assert response.free_blocks[0].count + held == BLOCKS - 1
+    return response.free_blocks[0].count + held == BLOCKS - 1
 
 
 def settle_counts(server: ServerProcess, before: tuple[int, int]) -> None:
     """Waits until the server has no more file descriptors and threads than before."""
-    end_s = time.monotonic() + 10
+    end_s = time.monotonic() + 60
     while any(now > then for now, then in zip(counts_of(server), before, strict=True)):
         assert time.monotonic() < end_s, f"{counts_of(server)} now, {before} before"
         time.sleep(0.1)
@@ -212,7 +210,7 @@ def test_a_log_on_a_full_disk_stops_nobody(tmp_path: Path) -> None:
         process = subprocess.Popen(command, stdout=full, stderr=full)
     try:
         session = CheckedSession(address, FakeOracle(), Random(2))
-        end_s = time.monotonic() + 30
+        end_s = time.monotonic() + 60
         while True:
             try:
                 session.open()
@@ -225,7 +223,7 @@ def test_a_log_on_a_full_disk_stops_nobody(tmp_path: Path) -> None:
             session.advance()
         session.close()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
@@ -255,7 +253,7 @@ def test_a_thousand_silent_connections_cost_a_step_nothing(start: Start, tmp_pat
 
 def test_a_hung_device_shows_in_health_and_ends_with_the_drain(start: Start) -> None:
     server = start(
-        FaultSpec(Point.DEVICE, Fault.DELAY, hit=2, delay_ms=60_000),
+        FaultSpec(Point.DEVICE, Fault.DELAY, hit=2, delay_ms=300_000),
         # A step that takes time is what gives the fake engine a thread.
         more=tuple(f"--set={each}" for each in (
             "stall_seconds=0.3", "drain_seconds=0.5", "fake_model.step_ms=1")),
@@ -264,7 +262,7 @@ def test_a_hung_device_shows_in_health_and_ends_with_the_drain(start: Start) -> 
     session.advance()
     with pytest.raises(TransportError):
         session.send(session.plan(), timeout_s=0.8)
-    end_s = time.monotonic() + 10
+    end_s = time.monotonic() + 60
     while health_of(server) != "NOT_SERVING":
         assert time.monotonic() < end_s
         time.sleep(0.05)
@@ -272,9 +270,9 @@ def test_a_hung_device_shows_in_health_and_ends_with_the_drain(start: Start) -> 
     assert server.process is not None
     server.process.send_signal(signal.SIGTERM)
     with pytest.raises((DeviceLostError, TransportError)):
-        session.send(session.plan(), timeout_s=20)
+        session.send(session.plan(), timeout_s=60)
     session.disconnect()
-    assert server.process.wait(30) == 6
+    assert server.process.wait(60) == 6
 
 
 def health_of(server: ServerProcess) -> str:
@@ -291,5 +289,5 @@ def test_no_configuration_reaches_a_fault() -> None:
         ([], environment),
     ):  # fmt: skip
         command = [sys.executable, "-m", "mlxrt", "serve", "--fake", *options]
-        done = subprocess.run(command, capture_output=True, timeout=30, env=env)
+        done = subprocess.run(command, capture_output=True, timeout=60, env=env)
         assert done.returncode == 2

@@ -32,7 +32,7 @@ from mlxrt.models.loading import import_mlx_lm_loader
 import_mlx_lm_loader()
 from mlx_lm.models.cache import make_prompt_cache  # noqa: E402
 
-TIMEOUT_S = 60
+TIMEOUT_S = 120
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3": {

@@ -7,7 +7,6 @@ import asyncio
 import itertools
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from mlxrt.errors import Reason
 from mlxrt.server import ExitCode, Server, ServerState
 from mlxrt.telemetry.tracing import StepTracer
 from mlxrt.testing import FakeEngine
+from mlxrt.testing.waiting import wait_until
 
 T = TypeVar("T")
 DEFAULTS = {"fake": True, "metrics_address": "off"}
@@ -104,7 +104,7 @@ class Stream:
             request_serializer=lambda m: m if isinstance(m, bytes) else m.SerializeToString(),
             response_deserializer=execution_pb2.ExecuteResponse.FromString,
         )
-        self.call = run(self._feed(), timeout=20, **options)
+        self.call = run(self._feed(), timeout=60, **options)
 
     def _feed(self) -> Iterator[Any]:
         while (request := self._requests.get()) is not None:
@@ -141,7 +141,7 @@ class Harness:
         self._started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
         self._thread.start()
-        assert self._started.wait(10), "the server did not start"
+        assert self._started.wait(60), "the server did not start"
         self.channel = grpc.insecure_channel(
             self.server.address, options=[("grpc.max_send_message_length", -1)]
         )
@@ -159,14 +159,14 @@ class Harness:
         async def run() -> T:
             return function()
 
-        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(60)
 
     def close(self) -> ExitCode:
         """Drains without waiting and answers the exit code."""
         if not self.exit_code.done():
             self.loop.call_soon_threadsafe(lambda: (self.server.drain(), self.server.drain()))
-        code = self.exit_code.result(20)
-        self._thread.join(10)
+        code = self.exit_code.result(60)
+        self._thread.join(60)
         self.channel.close()
         return code
 
@@ -189,14 +189,14 @@ class Harness:
                 lambda now: reached.set() if now is state else None
             )
         )
-        assert reached.wait(10)
+        assert reached.wait(60)
 
     def call(self, rpc: str, request: Message | bytes, **options: Any) -> Message:
         """A unary call; raises grpc.RpcError."""
         response = response_type(rpc)
         data = request if isinstance(request, bytes) else request.SerializeToString()
         run = self.channel.unary_unary(PATHS[rpc], response_deserializer=response.FromString)
-        return run(data, timeout=options.pop("timeout", 10), **options)
+        return run(data, timeout=options.pop("timeout", 60), **options)
 
     def refused(self, rpc: str, request: Message | bytes) -> Refusal:
         """The refusal of a unary call; fails if it is answered."""
@@ -247,7 +247,7 @@ class SessionDriver:
 
     def wait_for_inflight(self, count: int = 1) -> None:
         """Waits until `count` steps at least are accepted and not answered."""
-        _wait_until(lambda: len(self.state().inflight_step_numbers) >= count)
+        wait_until(lambda: len(self.state().inflight_step_numbers) >= count)
 
     def request(self, **fields: Any) -> step_pb2.StepRequest:
         """A step request; the next number unless `step_number` is among the fields."""
@@ -293,19 +293,6 @@ def response_type(rpc: str) -> Any:
         if hasattr(module, f"{rpc}Response"):
             return getattr(module, f"{rpc}Response")
     raise KeyError(rpc)
-
-
-def _wait_until(condition: Callable[[], bool], limit_s: float = 10) -> None:
-    end_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end_s, "what was waited for did not come true"
-        time.sleep(0.005)
-
-
-@pytest.fixture
-def wait_until() -> Callable[..., None]:
-    """`wait_until(condition, limit_s=10)` waits for it, and fails where it does not come true."""
-    return _wait_until
 
 
 @pytest.fixture

@@ -70,13 +70,13 @@ def test_streams_health_and_reflection_ask_for_it_too(launch: Launch, tmp_path: 
     ):  # fmt: skip
         run = server.channel.stream_stream(path)
         with pytest.raises(grpc.RpcError) as raised:
-            next(run(iter([b""]), timeout=10))
+            next(run(iter([b""]), timeout=60))
         assert server.refusal_of(raised.value).reason is Reason.UNAUTHENTICATED_CALLER, path
     check = server.channel.unary_unary(
         "/grpc.health.v1.Health/Check",
         response_deserializer=health_pb2.HealthCheckResponse.FromString,
     )
-    answer = check(b"", timeout=10, metadata=metadata(OLD))
+    answer = check(b"", timeout=60, metadata=metadata(OLD))
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 

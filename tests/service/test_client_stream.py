@@ -150,7 +150,7 @@ def fail(context: Any, message: Error) -> None:
     context.abort(code, message.message)
 
 
-QUICK = RetryPolicy(patience_s=5, initial_delay_s=0.01)
+QUICK = RetryPolicy(patience_s=60, initial_delay_s=0.01)
 STEP = StepRequest(decode_sequence_ids=[1])
 
 

@@ -36,7 +36,7 @@ from mlxrt.config import Settings, load_settings
 from mlxrt.deploy.toml_text import toml_text
 from mlxrt.telemetry.metrics import METRICS, MetricKind
 
-TIMEOUT_S = 60
+TIMEOUT_S = 120
 SUFFIXES = {MetricKind.HISTOGRAM: ("_bucket", "_sum", "_count")}
 NAMED = re.compile(r"\b(?:mlxrt|grpc_server)_[a-z_]+\b")
 

@@ -75,11 +75,11 @@ def lost(folder: Path) -> subprocess.CompletedProcess[str]:
     with grpc.insecure_channel(address) as channel:
         run = channel.unary_unary("/mlxrt.v1.SessionService/OpenSession")
         request = session_pb2.OpenSessionRequest(request_id="r").SerializeToString()
-        answer = run(request, timeout=30, wait_for_ready=True)
+        answer = run(request, timeout=60, wait_for_ready=True)
         session = session_pb2.OpenSessionResponse.FromString(answer).session
         run = channel.unary_unary("/mlxrt.v1.ExecutionService/Step")
-        run(step_pb2.StepRequest(session=session, step_number=1).SerializeToString(), timeout=10)
-    return subprocess.CompletedProcess([], process.wait(30), "", log.read_text())
+        run(step_pb2.StepRequest(session=session, step_number=1).SerializeToString(), timeout=60)
+    return subprocess.CompletedProcess([], process.wait(60), "", log.read_text())
 
 
 PROVOKED: dict[ExitCode, tuple[Provoke, str]] = {

@@ -326,10 +326,10 @@ def test_a_later_rpc_is_refused_by_name(limited: Any, rpc: str) -> None:
     path = f"/mlxrt.v1.{service}Service/{rpc}"
     with pytest.raises(grpc.RpcError) as raised:
         if rpc == "ExportBlocks":
-            list(limited.channel.unary_stream(path)(b"", timeout=5))
+            list(limited.channel.unary_stream(path)(b"", timeout=60))
         elif rpc == "ImportBlocks":
-            limited.channel.stream_unary(path)(iter([b"", b""]), timeout=5)
+            limited.channel.stream_unary(path)(iter([b"", b""]), timeout=60)
         else:
-            limited.channel.unary_unary(path)(b"", timeout=5)
+            limited.channel.unary_unary(path)(b"", timeout=60)
     refusal = limited.refusal_of(raised.value)
     assert refusal.reason is Reason.FEATURE_UNSUPPORTED and refusal.metadata == {"field": rpc}

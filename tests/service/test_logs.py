@@ -103,7 +103,7 @@ def test_a_lost_device_and_a_poisoned_sequence(
     session.step(**session.prefill_fields(1, PROMPT, session.allocate(2)))
     server.engine.faults.lose_ticket = server.engine.last_ticket + 1
     session.step()
-    server.exit_code.result(10)
+    server.exit_code.result(60)
     poisoned, lost = log.lines("step")
     assert (poisoned["code"], poisoned["failed_sequences"]) == ("OK", 1)
     assert (lost["code"], lost["reason"]) == ("INTERNAL", "DEVICE_LOST")
@@ -135,7 +135,7 @@ def test_the_callers_trace_is_in_the_line(
         if via == "step of a stream":
             request.traceparent = sent
         run = server.channel.stream_stream("/mlxrt.v1.ExecutionService/Execute")
-        next(run(iter([request.SerializeToString()]), timeout=10, metadata=metadata))
+        next(run(iter([request.SerializeToString()]), timeout=60, metadata=metadata))
     (line,) = log.lines("step")
     assert line.get("trace_id") == logged
 
@@ -162,7 +162,7 @@ def test_what_is_rare_has_a_line_at_info(launch: Launch, configure: Callable[...
     while not log.lines("lease expired"):
         server.on_loop(lambda: None)
     server.on_loop(server.server.drain)
-    server.exit_code.result(10)
+    server.exit_code.result(60)
     expected = {
         "listening": {"address", "tls", "metrics"}, "loading": {"percent", "activity"},
         "serving": {"model", "device", "attention_path", "load_seconds"},

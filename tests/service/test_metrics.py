@@ -39,7 +39,7 @@ class Page:
 
     def text(self) -> str:
         """One scrape."""
-        with urllib.request.urlopen(f"http://{self.address}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{self.address}/metrics", timeout=60) as answer:
             return answer.read().decode()
 
     def value(self, sample: str, **labels: str) -> float:
@@ -54,7 +54,7 @@ class Page:
 
     def expect(self, metric: str, value: float, **labels: str) -> None:
         """Waits until the gauge has this value."""
-        end_s = time.monotonic() + 20
+        end_s = time.monotonic() + 60
         while (found := self.value(metric, **labels)) != value:
             assert time.monotonic() < end_s, f"{metric} is {found}, not {value}"
             time.sleep(0.01)
@@ -65,7 +65,7 @@ class Page:
         """What is done within raises the sample by so much."""
         before = self.value(metric + part, **labels)
         yield
-        end_s = time.monotonic() + 20
+        end_s = time.monotonic() + 60
         while (moved := self.value(metric + part, **labels) - before) != by:
             assert time.monotonic() < end_s, f"{metric}{part} moved by {moved}, not {by}"
             time.sleep(0.01)
@@ -101,7 +101,7 @@ def send_steps(server: Any, session: Any, count: int) -> list[Any]:
     run = server.channel.unary_unary(f"/{EXECUTION}/Step")
     calls = []
     for _ in range(count):
-        calls.append(run.future(session.request().SerializeToString(), timeout=30))
+        calls.append(run.future(session.request().SerializeToString(), timeout=60))
         session.wait_for_inflight(len(calls))
     return calls
 
@@ -308,7 +308,7 @@ def executor(launch: Launch) -> Page:
     page.expect("mlxrt_ready", 1)
     page.expect("mlxrt_executor_heartbeat_age_seconds", 0)
     goes_on, run = threading.Event(), engine._runner.run
-    engine._runner.run = lambda *plan: run(*plan) if goes_on.wait(30) else None
+    engine._runner.run = lambda *plan: run(*plan) if goes_on.wait(60) else None
     running = send_steps(server, session, 3)
     page.expect("mlxrt_steps_inflight", 3)
     page.expect("mlxrt_executor_queue_length", 1)  # two are the engine's
@@ -334,7 +334,7 @@ def state(launch: Launch) -> Page:
     page.expect("mlxrt_server_state", 1, state="serving")
     info = server.call("GetServerInfo", model_pb2.GetServerInfoRequest())
     page.expect("mlxrt_build_info", 1, version=info.version, model="fake", device="fake")
-    assert 0.05 < page.value("mlxrt_model_load_seconds") < 10
+    assert 0.05 < page.value("mlxrt_model_load_seconds") < 60
     page.moved.add("mlxrt_model_load_seconds")
     session = server.open()
     session.start(1, PROMPT)

@@ -32,9 +32,11 @@ def provokes(reason: Reason) -> Callable[[Provoke], Provoke]:
     return enter
 
 
-def slow(launch: Launch) -> Any:
-    """A server whose steps take a while."""
-    return launch(FakeEngine(num_blocks=64, block_size=4, threaded=True, step_s=0.2))
+def held(launch: Launch) -> Any:
+    """A server whose steps run once `server.engine.release` says so."""
+    engine = FakeEngine(num_blocks=64, block_size=4, threaded=True)
+    engine.hold()
+    return launch(engine)
 
 
 def refused_step(launch: Launch, *, started: bool = False, **fields: Any) -> int:
@@ -158,13 +160,14 @@ def request_mismatch(launch: Launch) -> int:
 
 @provokes(Reason.TOO_MANY_INFLIGHT_STEPS)
 def too_many_inflight_steps(launch: Launch) -> int:
-    server = slow(launch)
+    server = held(launch)
     session = server.open()
     run = server.channel.unary_unary("/mlxrt.v1.ExecutionService/Step")
     requests = [session.request().SerializeToString() for _ in range(3)]
-    calls = [run.future(request, timeout=10) for request in requests[:2]]
+    calls = [run.future(request, timeout=60) for request in requests[:2]]
     session.wait_for_inflight(2)
     reason = server.refused("Step", requests[2]).reason.number
+    server.engine.release()
     for call in calls:
         call.result()
     return reason
@@ -172,14 +175,15 @@ def too_many_inflight_steps(launch: Launch) -> int:
 
 def failed_replies(launch: Launch) -> list[step_pb2.StepResponse]:
     """The replies of two steps in flight, the first of which fails."""
-    server = slow(launch)
+    server = held(launch)
     session = server.open()
     server.engine.faults.fail_tickets.update(range(100))
     run = server.channel.unary_unary("/mlxrt.v1.ExecutionService/Step")
     calls = []
     for number in (1, 2):
-        calls.append(run.future(session.request().SerializeToString(), timeout=10))
+        calls.append(run.future(session.request().SerializeToString(), timeout=60))
         session.wait_for_inflight(number)
+    server.engine.release()
     return [step_pb2.StepResponse.FromString(call.result()) for call in calls]
 
 
@@ -234,7 +238,7 @@ def device_lost(launch: Launch) -> int:
     server = launch()
     server.engine.faults.lose_ticket = server.engine.last_ticket + 1
     reason = server.open().step().error.reason
-    server.exit_code.result(10)
+    server.exit_code.result(60)
     return reason
 
 
@@ -275,11 +279,11 @@ def stream_replaced(launch: Launch) -> int:
 
     def one_step() -> Any:
         yield execution_pb2.ExecuteRequest(step=session.request()).SerializeToString()
-        ends.wait(10)
+        ends.wait(60)
 
-    older = run(one_step(), timeout=10)
+    older = run(one_step(), timeout=60)
     next(older)
-    newer = run(one_step(), timeout=10)
+    newer = run(one_step(), timeout=60)
     next(newer)
     with pytest.raises(grpc.RpcError) as raised:
         next(older)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,16 +27,17 @@ def renew(server: Any, session: Any) -> int:
     return server.call("RenewSession", request).lease_ttl_ms
 
 
-def test_a_lease_that_nobody_renews_ends(launch: Callable[..., Any]) -> None:
+def test_a_lease_that_nobody_renews_ends(
+    launch: Callable[..., Any], wait_until: Callable[..., None]
+) -> None:
     server = launch(limits=SHORT)
-    session, other = server.open(ttl_ms=300), server.open(ttl_ms=60_000)
+    session, other = server.open(ttl_ms=1_000), server.open(ttl_ms=60_000)
     session.start(1, PROMPT)
+    renewed_s = time.monotonic()
+    renew(server, session)
     tokens = [*PROMPT, other.start(1, PROMPT)]
-    opened_s = time.monotonic()
-    while server.on_loop(server.core.session_count) == 2:
-        assert time.monotonic() - opened_s < 5
-        time.sleep(0.01)
-    assert 0.25 < time.monotonic() - opened_s < 2
+    wait_until(lambda: server.on_loop(server.core.session_count) == 1)
+    assert time.monotonic() - renewed_s > 0.99
     refusal = server.refused("GetSession", session_pb2.GetSessionRequest(session=session.ref))
     assert refusal.reason is Reason.SESSION_UNKNOWN
     reply = other.step(decode_sequence_ids=[1])
@@ -64,23 +66,32 @@ def expiry_of(server: Any, session: Any) -> int:
     return server.on_loop(lambda: held.expiry_ms)
 
 
-def test_a_step_in_flight_renews(launch: Callable[..., Any]) -> None:
-    server = launch(
-        FakeEngine(num_blocks=64, block_size=4, threaded=True, step_s=0.6), limits=SHORT
-    )
-    session = server.open(ttl_ms=200)
+def test_a_step_in_flight_renews(
+    launch: Callable[..., Any], wait_until: Callable[..., None]
+) -> None:
+    server = launch(FakeEngine(num_blocks=64, block_size=4, threaded=True), limits=SHORT)
+    session = server.open(ttl_ms=1_000)
     session.start(1, PROMPT)
-    assert session.step(decode_sequence_ids=[1]).token_ids
+    server.engine.hold()
+    call = server.channel.unary_unary("/mlxrt.v1.ExecutionService/Step").future(
+        session.request(decode_sequence_ids=[1]).SerializeToString(), timeout=60
+    )
+    session.wait_for_inflight()
+    until_ms = monotonic_ms() + 1_200
+    wait_until(lambda: monotonic_ms() > until_ms)
+    server.engine.release()
+    assert step_pb2.StepResponse.FromString(call.result()).token_ids
     assert session.state().sequences[0].position == len(PROMPT) + 1
 
 
 def test_a_take_over_fences_the_old_owner_and_its_steps(launch: Callable[..., Any]) -> None:
-    engine = FakeEngine(num_blocks=64, block_size=4, threaded=True, step_s=0.2)
+    engine = FakeEngine(num_blocks=64, block_size=4, threaded=True)
     server = launch(engine)
     session = server.open()
     tokens = [*PROMPT, session.start(1, PROMPT)]
+    engine.hold()
     call = server.channel.unary_unary("/mlxrt.v1.ExecutionService/Step").future(
-        session.request(decode_sequence_ids=[1]).SerializeToString(), timeout=10
+        session.request(decode_sequence_ids=[1]).SerializeToString(), timeout=60
     )
     session.wait_for_inflight()
     request = session_pb2.ResumeSessionRequest(request_id="take", session=session.ref)
@@ -89,6 +100,7 @@ def test_a_take_over_fences_the_old_owner_and_its_steps(launch: Callable[..., An
     # A repeat gets the first answer.
     again = server.call("ResumeSession", request)
     assert again.session == resumed.session
+    engine.release()
     reply = step_pb2.StepResponse.FromString(call.result())
     assert reply.error.reason == error_pb2.ERROR_REASON_EPOCH_STALE and not reply.token_ids
     refusal = server.refused("Step", session.request(decode_sequence_ids=[1]))
@@ -166,7 +178,7 @@ def test_a_refused_call_renews_nothing(launch: Callable[..., Any]) -> None:
     request = execution_pb2.AllocateBlocksRequest(
         session=session.ref, request_id="a", counts=[{"count": 64}]
     )
-    until_s = time.monotonic() + 5
+    until_s = time.monotonic() + 60
     while server.refused("AllocateBlocks", request).reason is Reason.NO_FREE_BLOCKS:
         assert time.monotonic() < until_s, "refused calls keep the lease"
         time.sleep(0.02)
@@ -219,13 +231,15 @@ def test_freeing_refused(server: Any) -> None:
 
 
 def test_a_close_frees_everything_after_the_running_step(launch: Callable[..., Any]) -> None:
-    server = launch(FakeEngine(num_blocks=64, block_size=4, threaded=True, step_s=0.2))
+    server = launch(FakeEngine(num_blocks=64, block_size=4, threaded=True))
     session = server.open()
     session.start(1, PROMPT)
+    server.engine.hold()
     call = server.channel.unary_unary("/mlxrt.v1.ExecutionService/Step").future(
-        session.request(decode_sequence_ids=[1]).SerializeToString(), timeout=10
+        session.request(decode_sequence_ids=[1]).SerializeToString(), timeout=60
     )
     session.wait_for_inflight()
+    threading.Timer(0.1, server.engine.release).start()
     closed = server.call("CloseSession", session_pb2.CloseSessionRequest(session=session.ref))
     assert closed.released_sequence_count == 1
     reply = step_pb2.StepResponse.FromString(call.result())

@@ -56,7 +56,7 @@ def test_a_step_that_hangs(hanging: tuple[ServerThread, Faults], point: Point) -
         )
         assert next(watch).status == NOT_SERVING
         assert not answer.done()
-        assert answer.result(30).results[0].token_ids
+        assert answer.result(60).results[0].token_ids
         assert next(watch).status == SERVING
         watch.cancel()
     assert faults.struck[-1].point is point

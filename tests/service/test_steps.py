@@ -112,14 +112,19 @@ def test_stream_answers_in_order_with_two_in_flight(launch: Callable[..., Any]) 
     assert list(stream.call) == [] and stream.call.code() is grpc.StatusCode.OK
 
 
-def test_a_third_step_in_flight_is_refused_in_band(launch: Callable[..., Any]) -> None:
-    server = launch(FakeEngine(num_blocks=64, block_size=4, threaded=True, step_s=0.1))
+def test_a_third_step_in_flight_is_refused_in_band(server: Any) -> None:
     session = server.open()
     session.start(1, PROMPT)
     stream = server.stream()
-    requests = [session.request(decode_sequence_ids=[1]) for _ in range(3)]
+    # The first stays in flight until its masks come.
+    requests = [
+        session.request(decode_sequence_ids=[1], defer_sampling=first)
+        for first in (True, False, False)
+    ]
     for request in requests:
         stream.send(request)
+    sampling = {"session": session.ref, "step_number": 2}
+    stream.send(execution_pb2.ExecuteRequest(sampling=sampling))
     answers = [stream.receive() for _ in range(3)]
     assert [a.step.step_number for a in answers[:2]] == [2, 3]
     error = answers[2].error
@@ -148,9 +153,10 @@ def test_in_band_errors_name_fields_from_the_messages_root(server: Any) -> None:
 
 
 def test_a_newer_stream_replaces_the_older(launch: Callable[..., Any]) -> None:
-    server = launch(FakeEngine(num_blocks=64, block_size=4, threaded=True, step_s=0.2))
+    server = launch(FakeEngine(num_blocks=64, block_size=4, threaded=True))
     session = server.open()
     session.start(1, PROMPT)
+    server.engine.hold()
     older, newer = server.stream(), server.stream()
     older.send(session.request(decode_sequence_ids=[1]))
     session.wait_for_inflight()
@@ -159,6 +165,7 @@ def test_a_newer_stream_replaces_the_older(launch: Callable[..., Any]) -> None:
         older.receive()
     refusal = server.refusal_of(raised.value)
     assert refusal.reason is Reason.STREAM_REPLACED
+    server.engine.release()
     assert newer.receive().step.step_number == 3
     # The older stream's step was accepted, so it committed.
     assert session.state().sequences[0].position == len(PROMPT) + 2
@@ -166,14 +173,16 @@ def test_a_newer_stream_replaces_the_older(launch: Callable[..., Any]) -> None:
 
 
 def test_a_lost_stream_leaves_its_steps_to_commit(launch: Callable[..., Any]) -> None:
-    server = launch(FakeEngine(num_blocks=64, block_size=4, threaded=True, step_s=0.2))
+    server = launch(FakeEngine(num_blocks=64, block_size=4, threaded=True))
     session = server.open()
     session.start(1, PROMPT)
+    server.engine.hold()
     stream = server.stream()
     for _ in range(2):
         stream.send(session.request(decode_sequence_ids=[1]))
     session.wait_for_inflight(2)
     stream.call.cancel()
+    threading.Timer(0.1, server.engine.release).start()
     # A repeat waits for the run in flight.
     assert session.step(step_number=3, decode_sequence_ids=[1]).replayed
     assert session.state().sequences[0].position == len(PROMPT) + 2
@@ -196,19 +205,21 @@ def test_a_stream_carries_one_session(server: Any) -> None:
 def test_a_call_cut_off_in_mid_step_leaves_the_step_to_commit(
     launch: Callable[..., Any], how: str
 ) -> None:
-    server = launch(FakeEngine(num_blocks=64, block_size=4, threaded=True, step_s=0.3))
+    server = launch(FakeEngine(num_blocks=64, block_size=4, threaded=True))
     session = server.open()
     tokens = [*PROMPT, session.start(1, PROMPT)]
+    server.engine.hold()
     request = session.request(decode_sequence_ids=[1])
     run = server.channel.unary_unary("/mlxrt.v1.ExecutionService/Step")
-    call = run.future(request.SerializeToString(), timeout=0.1 if how == "deadline" else 10)
-    session.wait_for_inflight()
     if how == "cancel":
+        call = run.future(request.SerializeToString(), timeout=60)
+        session.wait_for_inflight()
         call.cancel()
-    else:
+    while not session.state().inflight_step_numbers:  # a call may be over before it is there
         with pytest.raises(grpc.RpcError) as raised:
-            call.result()
+            run(request.SerializeToString(), timeout=0.1)
         assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    threading.Timer(0.1, server.engine.release).start()
     # The retry waits for the run in flight.
     reply = server.call("Step", request)
     assert reply.token_ids[0] == server.engine.expected_token(tokens)
@@ -217,16 +228,19 @@ def test_a_call_cut_off_in_mid_step_leaves_the_step_to_commit(
 
 
 def test_a_failed_step_fails_the_one_behind_it(launch: Callable[..., Any]) -> None:
-    engine = FakeEngine(num_blocks=64, block_size=4, threaded=True, step_s=0.1)
+    engine = FakeEngine(num_blocks=64, block_size=4, threaded=True)
     server = launch(engine)
     session = server.open()
     session.start(1, PROMPT)
+    engine.hold()
     tickets = server.on_loop(lambda: server.core.counters.steps_accepted)
     engine.faults.fail_tickets.update(range(tickets + 1))
     engine.faults.fail_tickets.add(tickets + 1)
     stream = server.stream()
     stream.send(session.request(decode_sequence_ids=[1]))
     stream.send(session.request(decode_sequence_ids=[1]))
+    session.wait_for_inflight(2)
+    engine.release()
     reasons = [stream.receive().step.error.reason for _ in range(2)]
     assert reasons == [
         error_pb2.ERROR_REASON_EXECUTION_FAILED, error_pb2.ERROR_REASON_PREDECESSOR_FAILED,

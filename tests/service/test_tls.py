@@ -125,7 +125,7 @@ def ask(
     with channel:
         run = channel.unary_unary("/mlxrt.v1.ModelService/GetServerInfo")
         try:
-            run(b"", timeout=10, metadata=headers)
+            run(b"", timeout=60, metadata=headers)
         except grpc.RpcError as error:
             return error.code()
     return grpc.StatusCode.OK
@@ -257,9 +257,9 @@ def test_probes_need_neither_tls_nor_token_and_get_health_alone(
             "/grpc.health.v1.Health/Check",
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
-        assert check(b"", timeout=10).status == health_pb2.HealthCheckResponse.SERVING
+        assert check(b"", timeout=60).status == health_pb2.HealthCheckResponse.SERVING
         with pytest.raises(grpc.RpcError) as raised:
-            channel.unary_unary("/mlxrt.v1.ModelService/GetServerInfo")(b"", timeout=10)
+            channel.unary_unary("/mlxrt.v1.ModelService/GetServerInfo")(b"", timeout=60)
         assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 

@@ -6,6 +6,7 @@ import os
 import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from itertools import pairwise
@@ -192,9 +193,12 @@ def test_the_parts_add_up_to_the_step(launch: Callable[..., Any], traced: Traced
     engine = FakeEngine(num_blocks=64, block_size=4, threaded=True, step_s=0.03)
     session = launch(engine, traced.tracer).open()
     session.start(1, [3, 4])
+    engine.hold()
     stream = session.harness.stream()
     for _ in range(2):  # the second waits for the first
         stream.send(session.request(decode_sequence_ids=[1]))
+    session.wait_for_inflight(2)
+    threading.Timer(0.03, engine.release).start()
     replies = [stream.receive().step for _ in range(2)]
     for step, reply in zip(traced.steps()[1:], replies, strict=True):
         parts = traced.parts(step)
@@ -323,7 +327,7 @@ def test_spans_reach_the_collector_the_last_ones_with_the_drain(
     session = server.open()
     session.start(1, [3, 4])
     server.close()
-    spans = [found.spans.get(timeout=10) for _ in range(len(PARTS) + 1)]
+    spans = [found.spans.get(timeout=60) for _ in range(len(PARTS) + 1)]
     assert {service for service, _ in spans} == {"mine"}
     by_name = {span.name: span for _, span in spans}
     assert set(by_name) == {"step", *PARTS}

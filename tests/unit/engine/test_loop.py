@@ -27,7 +27,7 @@ from mlxrt.engine.mlx_engine import MlxEngine
 from mlxrt.engine.runner import StepRunner
 from mlxrt.errors import Reason
 
-TIMEOUT_S = 10
+TIMEOUT_S = 60
 
 
 class Graph:
