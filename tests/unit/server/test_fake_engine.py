@@ -179,6 +179,8 @@ def test_many_sequences_grow_the_tables_and_leave_room_when_retired() -> None:
 def test_an_engine_without_a_thread_can_not_wait() -> None:
     with pytest.raises(ValueError, match="threaded"):
         FakeEngine(step_s=1)
+    with pytest.raises(ValueError, match="threaded"):
+        FakeEngine().hold()
 
 
 def test_the_generator_is_the_contracts() -> None:
