@@ -95,7 +95,8 @@ def build(toolkit: Path) -> Path:
         "-DMLXRT_CUDA=ON", f"-DMLXRT_MLX_DIR={CACHE / 'mlx'}", "-DMLXRT_CUDA_TARGETS=90-virtual",
         f"-DMLXRT_NVCC={toolkit / 'bin' / 'nvcc'}", CUDA_HOME=str(toolkit),
     )  # fmt: skip
-    run("cmake", "--build", folder, "--target", "_native_cuda", "-j2")
+    targets = ("_native_cuda", "bench_decode_attention")
+    run("cmake", "--build", folder, "--target", *targets, "-j2")
     return folder / "native"
 
 
@@ -150,6 +151,11 @@ def test_the_kernels_are_inside(build: Path) -> None:
     assert others == {path.stem for path in (NATIVE / "cuda").glob("*.cu")}
     for fatbin in fatbins:
         assert fatbin.stat().st_size > 1000 and fatbin.read_bytes() in module, fatbin.name
+
+
+def test_what_times_decode_attention_has_the_same_kernels(build: Path) -> None:
+    program = (build / "decode_attention").read_bytes()
+    assert (build / "attention_element2_head_dim128.fatbin").read_bytes() in program
 
 
 def test_the_host_names_the_kernels_that_move(toolkit: Path, tmp_path: Path) -> None:
