@@ -45,6 +45,7 @@ def accept(
         session.distrust_all()
     _change_tables(session, draft, plan)
     _copy(draft, ticket)
+    ticket.reads = draft.reads
     _run_decodes(draft, ticket, bounds)
     _run_items(draft, ticket, step, bounds)
     if step.deferred:

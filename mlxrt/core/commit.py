@@ -6,7 +6,7 @@ import math
 from array import array
 
 from mlxrt.core.bounds import Bounds
-from mlxrt.core.discard import fail_sequence
+from mlxrt.core.failing import fail_sequences
 from mlxrt.core.fill import redo, undo
 from mlxrt.core.sequence import Sequence
 from mlxrt.core.step import FAILED_TOKEN, ItemReply, SampledRow, StepOutcome, StepReply
@@ -35,6 +35,9 @@ def malformed(ticket: Ticket, outcome: StepOutcome) -> MlxrtError | None:
 
 def commit(ticket: Ticket, outcome: StepOutcome, bounds: Bounds) -> StepReply:
     """Advances every sequence of the step and answers the reply, its `free_blocks` still empty."""
+    failures = _failures(ticket, outcome)
+    if failures:
+        fail_sequences(failures, ticket, bounds)
     reply = StepReply(
         ticket.step_number,
         token_ids=outcome.decode_tokens,
@@ -42,7 +45,7 @@ def commit(ticket: Ticket, outcome: StepOutcome, bounds: Bounds) -> StepReply:
         bucket_row_count=outcome.bucket_row_count,
     )
     if ticket.irregular or outcome.decode_details:
-        _commit_each(ticket, outcome, reply, bounds)
+        _commit_each(ticket, outcome, reply)
     else:
         for sequence, token in zip(ticket.decode_sequences, outcome.decode_tokens, strict=True):
             sequence.committed += 1
@@ -52,7 +55,23 @@ def commit(ticket: Ticket, outcome: StepOutcome, bounds: Bounds) -> StepReply:
     return reply
 
 
-def _commit_each(ticket: Ticket, outcome: StepOutcome, reply: StepReply, bounds: Bounds) -> None:
+def _failures(ticket: Ticket, outcome: StepOutcome) -> dict[Sequence, MlxrtError]:
+    """Sequences whose rows failed, but for those that had failed before."""
+    found: dict[Sequence, MlxrtError] = {}
+    if outcome.decode_details:
+        present = [s for i, s in enumerate(ticket.decode_sequences) if i not in ticket.absent]
+        for index, row in outcome.decode_details.items():
+            if row.failure is not None and present[index].failure is None:
+                found[present[index]] = row.failure
+    for run in ticket.items:
+        if run.entry_index is not None and run.sequence.failure is None:
+            failure = outcome.entry_rows[run.entry_index].failure
+            if failure is not None:
+                found[run.sequence] = failure
+    return found
+
+
+def _commit_each(ticket: Ticket, outcome: StepOutcome, reply: StepReply) -> None:
     """The decodes, one by one: some failed, moved elsewhere, or have more than a token to say."""
     tokens: list[int] = []
     logprobs: list[float] = []
@@ -67,8 +86,6 @@ def _commit_each(ticket: Ticket, outcome: StepOutcome, reply: StepReply, bounds:
             )
             planned += 1
         if row.failure is not None:
-            if sequence.failure is None:
-                fail_sequence(sequence, row.failure, ticket, bounds)
             tokens.append(FAILED_TOKEN)
             reply.details.append(_failed(sequence))
         else:
@@ -103,9 +120,6 @@ def _commit_item(ticket: Ticket, run: ItemRun, outcome: StepOutcome, bounds: Bou
     if run.entry_index is None:
         return ItemReply(sequence.sequence_id, run.position, SampledRow())
     row = outcome.entry_rows[run.entry_index]
-    if row.failure is not None:
-        fail_sequence(sequence, row.failure, ticket, bounds)
-        return _failed(sequence)
     if run.token_ids is not None:
         del sequence.tokens[run.start :]
         sequence.tokens.extend(array("I", run.token_ids))

@@ -1,4 +1,4 @@
-"""Discard and failure: takes back what steps that do not commit had planned."""
+"""Discard: takes back what steps that do not commit had planned."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator
 
 from mlxrt.core.block import Block
 from mlxrt.core.bounds import Bounds
-from mlxrt.core.fill import redo, undo
+from mlxrt.core.fill import undo
 from mlxrt.core.sequence import Sequence
 from mlxrt.core.session import Session
 from mlxrt.core.ticket import Ticket
-from mlxrt.errors import MlxrtError
 
 
 def discard(session: Session, tickets: list[Ticket], bounds: Bounds) -> list[Sequence]:
@@ -76,20 +75,3 @@ def _named(session: Session, ticket: Ticket) -> Iterator[Sequence]:
     for sequence in (*ticket.decode_sequences, *(run.sequence for run in ticket.items)):
         if session.sequences.get(sequence.sequence_id) is sequence:
             yield sequence
-
-
-def fail_sequence(sequence: Sequence, failure: MlxrtError, ticket: Ticket, bounds: Bounds) -> None:
-    """Fails one sequence in `ticket`, which commits otherwise; later steps of it come to nothing.
-
-    Its rows may have left anything in its blocks: what they wrote does not count as computed.
-    """
-    session = ticket.session
-    alive = [ticket, *(each for each in session.inflight if each.doomed is None)]
-    undo(alive, bounds)
-    sequence.failure = failure
-    ticket.failed.append(failure.reason)
-    redo(alive, bounds)
-    for each in alive:
-        each.irregular = True
-    sequence.revert()
-    session.distrust_all()

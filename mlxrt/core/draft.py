@@ -7,7 +7,7 @@ from __future__ import annotations
 from mlxrt.core.block import Block, Table
 from mlxrt.core.sequence import Sequence
 from mlxrt.core.session import Session
-from mlxrt.core.ticket import ItemRun
+from mlxrt.core.ticket import ItemRun, Read
 
 
 class TableChange:
@@ -43,11 +43,14 @@ class Draft:
         items: one per item.
         writes: `(sequence, block, lowest, end offset, position of offset 0)` of all rows but plain
             decodes; rows of drafts don't count for the end.
+        reads: what rows read that was not known to be computed before.
         distrust: the step touches blocks on which other sequences' plain path or verified range may
             rest.
     """
 
     __slots__ = (
+        "_computed",
+        "_takers",
         "changes",
         "checked_decodes",
         "copied",
@@ -55,6 +58,7 @@ class Draft:
         "decodes",
         "distrust",
         "items",
+        "reads",
         "refs",
         "registered",
         "released",
@@ -75,7 +79,10 @@ class Draft:
         self.checked_decodes: set[int] = set()
         self.items: list[ItemRun] = []
         self.writes: list[tuple[Sequence, Block, int, int, int]] = []
+        self.reads: list[Read] = []
         self.distrust = False
+        self._computed: dict[Block, int] = {}
+        self._takers: dict[Block, list[int]] | None = None
 
     def sequence(self, sequence_id: int) -> Sequence | None:
         """The sequence that has this id after releases and registrations."""
@@ -94,8 +101,44 @@ class Draft:
         return block.refs + self.refs.get(block, 0)
 
     def filled(self, block: Block) -> int:
-        """Leading positions that are computed when the step's rows begin."""
-        return self.copied.get(block, block.filled)
+        """Leading positions that are computed before the step's rows, and by those so far that
+        write a block which other tables name.
+        """
+        computed = self._computed.get(block)
+        return self.copied.get(block, block.filled) if computed is None else computed
+
+    def compute(self, block: Block, lowest: int, end: int) -> None:
+        """Counts rows at offsets `lowest` to `end - 1` for those that come behind them."""
+        filled = self.filled(block)
+        if filled >= lowest:
+            self._computed[block] = max(filled, end)
+
+    def may_write(self, block: Block, place: int) -> bool:
+        """Whether no other table entry names the block but such as take it in this very step, for
+        rows behind those of `place`: the writer's index among the items, -1 for a decode id.
+        """
+        others = self.ref_count(block) - 1
+        if others == 0:
+            return True
+        if self._takers is None:
+            self._takers = self._find_takers()
+        return sum(taker > place for taker in self._takers.get(block, ())) == others
+
+    def _find_takers(self) -> dict[Block, list[int]]:
+        """By block, the table entries that take it: for each the index of an item with rows."""
+        takers: dict[Block, list[int]] = {}
+        for index, run in enumerate(self.items):
+            sequence = run.sequence
+            change = self.changes.get(sequence)
+            is_new = self.registered.get(sequence.sequence_id) is sequence
+            if not run.count or not (is_new or change is not None):
+                continue
+            whole = is_new or (change is not None and change.replaced)
+            for old, table in zip(sequence.tables, self.tables(sequence), strict=True):
+                for block in table if whole else table[len(old) :]:
+                    if block is not None:
+                        takers.setdefault(block, []).append(index)
+        return takers
 
     def add_refs(self, table: Table) -> None:
         """Counts entries that come."""

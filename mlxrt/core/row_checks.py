@@ -8,19 +8,24 @@ from mlxrt.core.draft import Draft
 from mlxrt.core.sequence import Sequence
 from mlxrt.core.step import Item, TokenSource
 from mlxrt.core.table_checks import check_tokens
-from mlxrt.core.ticket import ItemRun
+from mlxrt.core.ticket import ItemRun, Read
 from mlxrt.errors import MlxrtError, Reason, field_error, field_invalid, limit_exceeded
 
 
 class Place:
-    """Where the fields of one decode id or one item lie in the request."""
+    """Where one decode id or one item stands in the step, and its fields in the request.
 
-    __slots__ = ("_is_item", "_path")
+    Attributes:
+        index: among the items, -1 for a decode id: the rows of those stand before all items'.
+    """
 
-    def __init__(self, path: str, *, is_item: bool) -> None:
-        """`path` of the decode id or of the item."""
-        self._path = path
+    __slots__ = ("_is_item", "_path", "index")
+
+    def __init__(self, index: int, *, is_item: bool) -> None:
+        """`index` among the items or among the decode ids."""
+        self._path = f"{'items' if is_item else 'decode_sequence_ids'}[{index}]"
         self._is_item = is_item
+        self.index = index if is_item else -1
 
     def field(self, name: str) -> str:
         """Path of one field of an item; a decode id has no fields, so it is at fault itself."""
@@ -166,22 +171,26 @@ def check_slots(
     draft_count: int = 0,
 ) -> None:
     """Checks every slot that the rows read or write, `draft_count` more among them, and puts the
-    writes into the draft.
+    writes, and what was not known to be computed of the reads, into the draft.
     """
     change = draft.changes.get(sequence)
     changed = change is not None and (change.replaced or change.pierced)
     trusted = sequence.verified and not changed and not draft.distrust and start <= sequence.planned
+    size = bounds.block_size
     for group, table in enumerate(draft.tables(sequence)):
         first = bounds.first_read(group, start)
         if first < start and not (trusted and sequence.checked_from[group] <= first):
-            _check_reads(draft, table, group, first, start, place, bounds.block_size)
+            _check_reads(draft, table, group, first, start, place, size)
+            draft.reads.append(Read(sequence, table, first, start))
         end = start + count
-        blocks = _check_writes(
-            draft, table, group, start, end + draft_count, place, bounds.block_size
-        )
+        blocks = _check_writes(draft, table, group, start, end + draft_count, place, size)
         for base, block in blocks:
-            written = min(end - base, bounds.block_size)
-            draft.writes.append((sequence, block, max(start - base, 0), written, base))
+            lowest, written = max(start - base, 0), min(end - base, size)
+            if draft.ref_count(block) != 1:
+                if draft_count and written < size:
+                    raise _shared(place.field("draft_token_ids"), group, block)
+                draft.compute(block, lowest, written)
+            draft.writes.append((sequence, block, lowest, written, base))
 
 
 def _check_reads(
@@ -214,8 +223,8 @@ def _check_writes(
     place: Place,
     block_size: int,
 ) -> list[tuple[int, Block]]:
-    """The slots of positions `start` to `end - 1` must be this table's alone; answers their blocks,
-    each with the position of its first slot.
+    """The slots of positions `start` to `end - 1` must be this table's alone, or taken by tables
+    whose rows stand behind; answers their blocks, each with the position of its first slot.
     """
     blocks: list[tuple[int, Block]] = []
     for index in range(start // block_size, (end - 1) // block_size + 1):
@@ -225,7 +234,7 @@ def _check_writes(
         block = table[index]
         if block is None:
             raise _hole(path, group, index, "write")
-        if draft.ref_count(block) != 1:
+        if not draft.may_write(block, place.index):
             raise _shared(path, group, block)
         blocks.append((index * block_size, block))
     return blocks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Row
 from typing import TYPE_CHECKING
 
-from mlxrt.core.block import Block
+from mlxrt.core.block import Block, Table
 from mlxrt.core.sequence import Sequence
 from mlxrt.core.step import Mask, StepPlan, Timings
 from mlxrt.errors import MlxrtError, Reason
@@ -46,6 +46,19 @@ class Write:
                 block.filled = min(block.filled, self.lowest)
         elif block.filled >= self.lowest:
             block.filled = max(block.filled, self.end)
+
+
+class Read:
+    """Rows of a sequence that read positions `first` to `end - 1` through `table`."""
+
+    __slots__ = ("end", "first", "sequence", "table")
+
+    def __init__(self, sequence: Sequence, table: Table, first: int, end: int) -> None:
+        """`table` is kept, not copied: tables are replaced, never changed."""
+        self.sequence = sequence
+        self.table = table
+        self.first = first
+        self.end = end
 
 
 class Copy:
@@ -109,6 +122,7 @@ class Ticket:
         absent: indices into decode_sequences that the plan leaves out, because the sequence failed
             first.
         writes, copies: what to undo when the step is discarded; in the order made.
+        reads: what of the rows' reads rests on steps that may still fail.
         superseded: sequences whose tables a later step replaced: this step no longer moves their
             position.
         irregular: set where commit must look at each decode alone.
@@ -126,6 +140,7 @@ class Ticket:
     """
 
     __slots__ = (
+        "_readers",
         "absent",
         "copies",
         "decode_sequences",
@@ -146,6 +161,7 @@ class Ticket:
         "number",
         "plan",
         "quarantine",
+        "reads",
         "retired_after",
         "sampled",
         "session",
@@ -169,6 +185,8 @@ class Ticket:
         self.items: list[ItemRun] = []
         self.writes: list[Write] = []
         self.copies: list[Copy] = []
+        self.reads: list[Read] = []
+        self._readers: dict[Block, list[tuple[Sequence, int]]] | None = None
         self.superseded: set[Sequence] = set()
         self.irregular = False
         self.failed: list[Reason] = []
@@ -197,6 +215,18 @@ class Ticket:
     def waits_for_masks(self) -> bool:
         """Whether nothing but its client can bring it further."""
         return self.forward_ended and not self.can_go_on
+
+    def readers(self, block_size: int) -> dict[Block, list[tuple[Sequence, int]]]:
+        """`reads` by block: sequences, and how many of its positions each needs."""
+        if self._readers is None:
+            self._readers = {}
+            for read in self.reads:
+                for index in range(read.first // block_size, -(-read.end // block_size)):
+                    block = read.table[index]
+                    assert block is not None
+                    needed = min(block_size, read.end - index * block_size)
+                    self._readers.setdefault(block, []).append((read.sequence, needed))
+        return self._readers
 
     def handles_of(self, masks: tuple[Mask, ...]) -> dict[int, bytes]:
         """The masks by handle."""

@@ -39,7 +39,7 @@ def validate(session: Session, step: StepInput, bounds: Bounds) -> Draft:
     _check_decodes(draft, step, bounds)
     for index, (run, item) in enumerate(zip(draft.items, step.items, strict=True)):
         if run.sequence.failure is None:
-            check_item_rows(draft, run, item, Place(f"items[{index}]", is_item=True), bounds)
+            check_item_rows(draft, run, item, Place(index, is_item=True), bounds)
         else:
             run.position = run.sequence.committed
     _check_prompt_rows(draft, bounds)
@@ -96,10 +96,12 @@ def _check_items(draft: Draft, step: StepInput, bounds: Bounds) -> None:
             raise field_error(
                 Reason.SEQUENCE_UNKNOWN, f"{path}.sequence_id", f"no sequence {item.sequence_id}"
             )
-        check_shape(item, Place(path, is_item=True), bounds)
+        check_shape(item, Place(index, is_item=True), bounds)
+        run = ItemRun(sequence)
         if sequence.failure is None:
             check_table_change(draft, sequence, item, path, bounds)
-        draft.items.append(ItemRun(sequence))
+            run.count = item.row_count
+        draft.items.append(run)
 
 
 def _check_copies(draft: Draft, step: StepInput, bounds: Bounds) -> None:
@@ -153,9 +155,7 @@ def _check_decodes(draft: Draft, step: StepInput, bounds: Bounds) -> None:
             continue
         draft.checked_decodes.add(index)
         if sequence.failure is None:
-            check_decode(
-                draft, sequence, Place(f"decode_sequence_ids[{index}]", is_item=False), bounds
-            )
+            check_decode(draft, sequence, Place(index, is_item=False), bounds)
 
 
 def _refuse_twice(decode_ids: Row[int]) -> None:

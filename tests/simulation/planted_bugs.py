@@ -152,16 +152,16 @@ def stale_epoch_served() -> None:
 
 def mate_fails_too() -> None:
     """With one sequence its neighbour fails."""
-    fail = discard.fail_sequence
+    fail = commit.fail_sequences
 
-    def failing(sequence: Any, failure: Any, ticket: Any, bounds: Any) -> None:
-        fail(sequence, failure, ticket, bounds)
+    def with_mate(failures: Any, ticket: Any, bounds: Any) -> None:
+        fail(failures, ticket, bounds)
         for mate in ticket.decode_sequences:
             if mate.failure is None:
-                fail(mate, failure, ticket, bounds)
+                fail({mate: next(iter(failures.values()))}, ticket, bounds)
                 return
 
-    commit.fail_sequence = failing
+    commit.fail_sequences = with_mate
 
 
 def request_id_ignored() -> None:

@@ -25,10 +25,10 @@ MET = {
     "kill", "drain", "sleep", "clock", "crash", "twin", "slow", "device lost", "plans failed",
     "rows poisoned", "sessions expired", "graces", "message lost", "message delayed",
     "message doubled", "message cuts", "replayed", "resend", "take over", "sync", "copy", "share",
-    "copy on write", "preempt", "resume", "roll back", "explicit", "pierce", "free blocks",
-    "free sequences", "close", "pause", "EPOCH_STALE", "STREAM_REPLACED", "PREDECESSOR_FAILED",
-    "EXECUTION_FAILED", "NON_FINITE_LOGITS", "STEP_GAP", "SESSION_UNKNOWN", "NO_FREE_BLOCKS",
-    "DRAINING", "DEVICE_LOST",
+    "copy on write", "share in a step", "preempt", "resume", "roll back", "explicit", "pierce",
+    "free blocks", "free sequences", "close", "pause", "EPOCH_STALE", "STREAM_REPLACED",
+    "PREDECESSOR_FAILED", "EXECUTION_FAILED", "NON_FINITE_LOGITS", "STEP_GAP", "SESSION_UNKNOWN",
+    "NO_FREE_BLOCKS", "DRAINING", "DEVICE_LOST",
 }  # fmt: skip
 
 

@@ -45,6 +45,8 @@ class Composer:
         for sequence in sequences[: self._limits.max_step_sequences - 1]:
             if not sequence.failed and self._chance(0.9):
                 self._advance(sequence, composed, free, named)
+        if len(view.sequences) < self._limits.max_sequences and self._chance(0.3):
+            self._register_behind(view, composed, free)
         if self._chance(0.02):
             self._break(step)
         busy = (
@@ -124,6 +126,35 @@ class Composer:
         if head or self._chance(0.8):
             self._rows(sequence, composed, len(head), len(prompt) - len(head), start_given=True)
 
+    def _register_behind(self, view: View, composed: Composed, free: list[list[int]]) -> None:
+        """A sequence that starts behind blocks which rows of this very step fill."""
+        donors = [
+            (sequence, shared)
+            for sequence in view.sequences.values()
+            if (start := composed.starts.get(sequence.sequence_id)) is not None
+            and (shared := sequence.position // self._size) * self._size > start
+            and min(sequence.tokens[: shared * self._size]) >= 0
+            and self._shareable(sequence)
+        ]
+        if not donors:
+            return
+        donor, shared = self._random.choice(donors)
+        prompt = donor.tokens[: shared * self._size] + self._random_tokens(4)
+        fresh = self._take(free, [self._entries(len(prompt)) - shared] * len(donor.tables))
+        if fresh is None or len(prompt) + 4 > self._length_max:
+            return
+        self.made["share in a step"] += 1
+        tables = [old[:shared] + own for old, own in zip(donor.tables, fresh, strict=True)]
+        goal = min(len(prompt) + self._random.randint(1, 20), self._length_max - 1)
+        sequence = ClientSequence(view.next_id, prompt, tables, goal)
+        view.next_id += 1
+        view.sequences[sequence.sequence_id] = sequence
+        composed.step.new_sequences.add(
+            sequence_id=sequence.sequence_id, prompt_token_ids=prompt, tables=self._tables(tables)
+        )
+        start = shared * self._size
+        self._rows(sequence, composed, start, len(prompt) - start, start_given=True)
+
     def _shareable(self, sequence: ClientSequence) -> bool:
         return (
             sequence.position > 0
@@ -172,6 +203,7 @@ class Composer:
             self.made["decode"] += 1
             composed.step.decode_sequence_ids.append(sequence.sequence_id)
             composed.decodes.append(self._sampled(sequence, known))
+            composed.starts[sequence.sequence_id] = start
             sequence.position = known
             return
         self._rows(
@@ -230,6 +262,7 @@ class Composer:
     ) -> None:  # fmt: skip
         """An item with rows; samples where they reach the last known token."""
         item = composed.step.items.add(sequence_id=sequence.sequence_id, row_count=rows)
+        composed.starts[sequence.sequence_id] = start
         known = len(sequence.tokens)
         if start_given or self._chance(0.2):
             item.start_position = start

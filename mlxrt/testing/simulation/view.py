@@ -42,11 +42,12 @@ Slot = tuple[ClientSequence, int, int] | None
 
 @dataclass(slots=True)
 class Composed:
-    """A step and where the tokens of its answer go."""
+    """A step and where the tokens of its answer go; `starts` are the first rows by sequence id."""
 
     step: step_pb2.StepRequest = field(default_factory=step_pb2.StepRequest)
     decodes: list[Slot] = field(default_factory=list)
     items: list[Slot] = field(default_factory=list)
+    starts: dict[int, int] = field(default_factory=dict)
 
     def take(self, answer: step_pb2.StepResponse) -> bool:
         """Takes the tokens in; answers False where a sequence failed."""

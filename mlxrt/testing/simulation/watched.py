@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from mlxrt.core.answers import SessionSnapshot
-from mlxrt.core.step import SampledRow, StepInput
+from mlxrt.core.step import SampledRow, StepInput, StepReply
 from mlxrt.errors import Reason
 
 
@@ -30,11 +30,27 @@ class WatchedStep:
     items: list[WatchedSequence]
     failures: int
 
+    def new_failures(self, reply: StepReply) -> tuple[int, int]:
+        """How many sequences fail first in this reply: by themselves, and with another one."""
+        details = {each.sequence_id: each.row for each in reply.details}
+        rows = [
+            (sequence, details.get(sequence_id))
+            for sequence_id, sequence in zip(self.step.decode_ids, self.decodes, strict=True)
+        ]
+        rows += [(s, each.row) for s, each in zip(self.items, reply.items, strict=True)]
+        reasons = [
+            row.failure.reason
+            for sequence, row in rows
+            if row is not None and row.failure is not None and not sequence.failed
+        ]
+        fallen = reasons.count(Reason.BLOCK_UNFILLED)
+        return len(reasons) - fallen, fallen
+
 
 @dataclass(slots=True)
 class WatchedSession:
-    """A session by its answers alone; `inflight` are tickets, `failures` steps in which a sequence
-    failed."""
+    """A session by its answers alone; `inflight` are tickets, `failures` counts sequences that
+    failed by themselves."""
 
     epoch: int
     ttl_ms: int
@@ -61,7 +77,9 @@ class WatchedSession:
             known = self.sequences[each.sequence_id]
             if each.token_count != len(known.tokens):
                 yield "token count"
-            if (each.failure is not None) != known.failed:
+            # Who fails with another one does so before the answer to its own step says it.
+            fell = each.failure is not None and each.failure.reason is Reason.BLOCK_UNFILLED
+            if (each.failure is not None) != known.failed and not (fell and self.inflight):
                 yield "failure"
             if with_tokens and list(each.token_ids) != known.tokens:
                 yield "tokens"
@@ -90,6 +108,7 @@ def copied(blocks: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
     return {group: list(ids) for group, ids in blocks.items()}
 
 
-def is_barred(row: SampledRow) -> bool:
-    """Whether the row failed because its mask allows nothing."""
-    return row.failure is not None and row.failure.reason is Reason.MASK_EMPTY
+def is_counted_elsewhere(row: SampledRow) -> bool:
+    """Whether the row failed because its mask allows nothing, or with another one's sequence."""
+    reasons = (Reason.MASK_EMPTY, Reason.BLOCK_UNFILLED)
+    return row.failure is not None and row.failure.reason in reasons

@@ -30,7 +30,7 @@ from mlxrt.testing.simulation.watched import (
     WatchedSession,
     WatchedStep,
     copied,
-    is_barred,
+    is_counted_elsewhere,
     watch,
 )
 
@@ -296,18 +296,16 @@ class WitnessCore(Core):
         )  # fmt: skip
 
     def _compare(
-        self,
-        watched: WatchedStep,
-        reply: StepReply,
-        injected: int,
+        self, watched: WatchedStep, reply: StepReply, injected: int,
         session: WatchedSession | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """V8: every token is the model's after what was committed before."""
         new_failures = 0
+        own, fallen = watched.new_failures(reply)
         masked = {mask.sequence_id for mask in watched.step.masks}
         spoilt = any(sequence.failed for sequence in watched.decodes + watched.items)
         self.check(len(reply.token_ids) == len(watched.decodes), "another number of tokens")
-        barred = {each.sequence_id for each in reply.details if is_barred(each.row)}
+        barred = {each.sequence_id for each in reply.details if is_counted_elsewhere(each.row)}
         decodes = zip(watched.step.decode_ids, watched.decodes, reply.token_ids, strict=False)
         for sequence_id, sequence, token in decodes:
             if token == FAILED_TOKEN:
@@ -319,7 +317,7 @@ class WitnessCore(Core):
         for item, sequence, result in items:
             row = result.row
             if row.failure is not None:
-                new_failures += not sequence.failed and not is_barred(row)
+                new_failures += not sequence.failed and not is_counted_elsewhere(row)
                 sequence.failed = True
                 continue
             self.check(not sequence.failed, "a failed sequence went on")
@@ -333,8 +331,9 @@ class WitnessCore(Core):
         late = session is not None and session.failures > watched.failures
         exact = new_failures == injected or (spoilt and new_failures < injected) or late
         self.check(exact, f"P6: {new_failures} sequences failed, not {injected}")
+        self.check(not fallen or own > 0 or late, f"P6: {fallen} failed with none that did")
         if session is not None:
-            session.failures += new_failures
+            session.failures += own
 
     def _sampled(self, sequence: WatchedSequence, token: int | None, *, free: bool) -> None:
         self.check(not sequence.failed, "a failed sequence went on")

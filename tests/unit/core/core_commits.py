@@ -41,18 +41,21 @@ class Commits:
         running = self.planned_ids[plan.ticket]
         assert len(handles) == len(running)
         contents = self.engine.contents[plan.ticket]
-        failed: set[int] = set()
-        for sequence_id, handle in zip(running, handles, strict=True):
+        by_id = dict(zip(running, handles, strict=True))
+        failed = {i for i in running if i in expected and by_id[i] in failing}
+        executed["sequence failed"] += len(failed)
+        lost = (session.fall(failed) - failed) & expected.keys()
+        executed["failed with another"] += len(lost)
+        failed |= lost
+        for sequence_id, handle in by_id.items():
             if sequence_id not in expected:
                 executed["failed after it was handed out"] += 1
-                continue
-            rows = expected[sequence_id]
-            if handle in failing or None in rows.contents:
-                failed.add(sequence_id)
-                executed["sequence failed"] += 1
-            else:
+            elif sequence_id not in failed:
+                rows = expected[sequence_id]
+                assert None not in rows.contents, "a row read what was never computed"
                 assert contents[handle] == rows.contents, "a row read something else"
                 executed["rows"] += len(rows.contents)
+                executed["read what another wrote in the same step"] += rows.borrowed > 0
         session.commit(failed)
         self.failed_lately = bool(failed)
         view = session.committed()

@@ -37,7 +37,7 @@ FACTS = ModelFacts(
     (),
     "",
 )
-LIMITS = Limits(max_inflight_steps=2, max_sequences=4, max_sessions=2, max_model_length=14)
+LIMITS = Limits(max_inflight_steps=3, max_sequences=4, max_sessions=2, max_model_length=14)
 
 
 class CoreMachine(Commits, RuleBasedStateMachine):

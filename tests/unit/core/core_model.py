@@ -68,7 +68,8 @@ class StepEvent:
     """An accepted step; `dead` are sequences that had failed before, `starts` the first rows of the
     others.
 
-    `ran` are the sequences whose rows were handed to the engine, None before.
+    `ran` are the sequences whose rows were handed to the engine, None before; `lost` those that
+    fail from this step on, with others that they read.
     """
 
     ticket: int
@@ -76,6 +77,7 @@ class StepEvent:
     dead: set[int]
     starts: dict[int, int] = field(default_factory=dict)
     ran: set[int] | None = None
+    lost: set[int] = field(default_factory=set)
 
 
 Event = StepEvent | Callable[[State], None]
@@ -83,12 +85,15 @@ Event = StepEvent | Callable[[State], None]
 
 @dataclass
 class Rows:
-    """What the rows of one sequence left."""
+    """What the rows of one sequence left; `borrowed` positions that they read were written in the
+    same step for another one.
+    """
 
     contents: list[Content]
     token: int | None
     position: int
     accepted: int = 0
+    borrowed: int = 0
 
 
 class Machine:
@@ -97,6 +102,7 @@ class Machine:
     def __init__(self, facts: ModelFacts) -> None:
         self.facts = facts
         self.groups = range(len(facts.groups))
+        self._writers: dict[tuple[int, int, int], Known] = {}
 
     def first_read(self, group: int, position: int) -> int:
         window = self.facts.groups[group].window
@@ -110,6 +116,8 @@ class Machine:
         for new in step.new_sequences:
             tables = [list(new.tables.get(group, [])) for group in self.groups]
             state.sequences[new.sequence_id] = Known(tables, list(new.prompt))
+        for sequence_id in event.lost:
+            state.sequences[sequence_id].failed = True
         for item in step.items:
             if item.sequence_id not in event.dead:
                 self.change_tables(state.sequences[item.sequence_id], item)
@@ -133,6 +141,7 @@ class Machine:
         self.accept(state, event)
         read = {(g, d): list(state.blocks[g, s]) for g, s, d in event.step.copies}
         state.blocks.update(read)
+        self._writers = {}
         results: dict[int, Rows] = {}
         for item in _rows_of(event.step):
             sequence = state.sequences[item.sequence_id]
@@ -187,6 +196,7 @@ class Machine:
         for position in range(start, end):
             content = self._row(state, sequence, position, sequence.tokens[position])
             rows.contents.append(content)
+        rows.borrowed = self._borrowed(sequence, start)
         if item.sample:
             rows.token = self._sampled(rows)
             sequence.given = True
@@ -204,6 +214,15 @@ class Machine:
             sequence.tokens.append(rows.token)
         sequence.unsettled = bool(item.draft_tokens) and not settled
         return rows
+
+    def _borrowed(self, sequence: Known, start: int) -> int:
+        size = self.facts.block_size
+        slots = [
+            (group, sequence.tables[group][p // size], p % size)
+            for group in self.groups
+            for p in range(self.first_read(group, start), start)
+        ]
+        return sum(self._writers.get(slot, sequence) is not sequence for slot in slots)
 
     def _sampled(self, rows: Rows) -> int:
         """The token after the rows. One that will fail is never seen; until then plans only count
@@ -226,8 +245,9 @@ class Machine:
                 read.append(block[p % size] if p % size < len(block) else None)
         content = row_content(token, position, read)
         for group in self.groups:
-            contents = state.blocks[group, sequence.tables[group][position // size]]
-            offset = position % size
+            block_id, offset = sequence.tables[group][position // size], position % size
+            self._writers[group, block_id, offset] = sequence
+            contents = state.blocks[group, block_id]
             if offset < len(contents) + keep:
                 contents[offset : offset + 1] = [content]
         return content
@@ -306,6 +326,43 @@ class SessionModel:
     def expected(self) -> dict[int, Rows]:
         """The rows of the oldest step, if nothing is injected."""
         return self.machine.run(self.base.copy(), self.head(), set())
+
+    def fall(self, failing: set[int]) -> set[int]:
+        """Fails who reads, in the oldest step or behind it, what `failing` were to compute from
+        there on; answers whose rows in the oldest step come to nothing with it.
+        """
+        head = self.head()
+        while (missed := self._missed(failing)) is not None:
+            index, sequence_ids = missed
+            for sequence_id in sequence_ids:
+                self._since(index, sequence_id).lost.add(sequence_id)
+        return set(head.lost)
+
+    def _missed(self, failing: set[int]) -> tuple[int, set[int]] | None:
+        """The first event with rows that read what nobody computes, and whose they are."""
+        state = self.base.copy()
+        for index, event in enumerate(self.events):
+            if not isinstance(event, StepEvent):
+                event(state)
+                continue
+            results = self.machine.run(
+                state, event, failing if index == 0 else set(), settled=False
+            )
+            missed = {i for i, rows in results.items() if None in rows.contents}
+            if missed:
+                return index, missed
+        return None
+
+    def _since(self, index: int, sequence_id: int) -> StepEvent:
+        """The first step with no reply yet in which the sequence of this step's id exists."""
+        found = None
+        for event in reversed(self.events[: index + 1]):
+            if isinstance(event, StepEvent):
+                found = event
+                if sequence_id in [new.sequence_id for new in event.step.new_sequences]:
+                    break
+        assert found is not None
+        return found
 
     def commit(self, failing: set[int]) -> None:
         """The oldest step commits."""

@@ -147,13 +147,44 @@ class Rules:
         after.blocks.update(read)
         names = Counter(after.named())
         decodes = [Item(i, 1, None, TokenSource.LAST_SAMPLED, sample=True) for i in step.decode_ids]
-        for item in (*decodes, *step.items):
+        everybody = [*decodes, *step.items]
+        for index, item in enumerate(everybody):
             if item.sequence_id not in after.sequences:
                 found.add(Reason.SEQUENCE_UNKNOWN)
             elif item.row_count and item.sequence_id not in dead:
                 sequence = after.sequences[item.sequence_id]
-                found |= self._position(sequence, item) or self._slots(after, names, sequence, item)
+                behind = [i for i in everybody[index + 1 :] if i.sequence_id not in dead]
+                others = names - self._taken(after, step, behind)
+                wrong = self._position(sequence, item)
+                wrong = wrong or self._slots(after, names, others, sequence, item)
+                found |= wrong
+                if not wrong:
+                    self._fill(after, sequence, item)
         return found
+
+    def _taken(self, after: State, step: StepInput, behind: list[Item]) -> Counter[tuple[int, int]]:
+        """Table entries that come in this step, of those whose rows stand behind."""
+        fresh = {new.sequence_id for new in step.new_sequences}
+        taken: Counter[tuple[int, int]] = Counter()
+        for item in behind:
+            if not item.row_count or item.sequence_id not in after.sequences:
+                continue
+            for group, table in enumerate(after.sequences[item.sequence_id].tables):
+                first = len(table) - len((item.append or {}).get(group, ()))
+                if item.sequence_id in fresh or item.replace is not None:
+                    first = 0
+                taken.update((group, block_id) for block_id in table[first:] if block_id)
+        return taken
+
+    def _fill(self, after: State, sequence: Known, item: Item) -> None:
+        """The rows are computed for those behind them."""
+        start = sequence.position if item.start_position is None else item.start_position
+        size = self.facts.block_size
+        for group, table in enumerate(sequence.tables):
+            for position in range(start, start + item.row_count):
+                contents = after.blocks[group, table[position // size]]
+                if len(contents) == position % size:
+                    contents.append(0)
 
     def _position(self, sequence: Known, item: Item) -> set[Reason]:
         found: set[Reason] = set()
@@ -178,11 +209,18 @@ class Rules:
         return found
 
     def _slots(
-        self, after: State, names: Counter[tuple[int, int]], sequence: Known, item: Item
+        self,
+        after: State,
+        names: Counter[tuple[int, int]],
+        others: Counter[tuple[int, int]],
+        sequence: Known,
+        item: Item,
     ) -> set[Reason]:
+        """`others` are the names that keep rows, but for those of drafts, from writing a block."""
         found: set[Reason] = set()
         start = sequence.position if item.start_position is None else item.start_position
-        end = start + item.row_count + len(item.draft_tokens)
+        kept = start + item.row_count
+        end = kept + len(item.draft_tokens)
         size = self.facts.block_size
         for group, table in enumerate(sequence.tables):
             for position in range(self.machine.first_read(group, start), end):
@@ -191,7 +229,10 @@ class Rules:
                     found.add(Reason.TABLE_TOO_SHORT)
                 elif block_id == 0:
                     found.add(Reason.BLOCK_HOLE)
-                elif position >= start and names[group, block_id] > 1:
+                elif (
+                    position >= start
+                    and (others if position < kept else names)[group, block_id] > 1
+                ):
                     found.add(Reason.BLOCK_SHARED)
                 elif position < start and position % size >= len(after.blocks[group, block_id]):
                     found.add(Reason.BLOCK_UNFILLED)

@@ -46,6 +46,9 @@ class StepMaker:
                 self._act(sequence_id, sequence)
         if random.random() < 0.5:
             self._register()
+        for _ in range(2):
+            if random.random() < 0.4:
+                self._register_behind()
         if random.random() < MISTAKE_SHARE:
             self._spoil()
         self.parts["deferred"] = random.random() < 0.15
@@ -247,6 +250,47 @@ class StepMaker:
             start = min(shared * self.facts.block_size, len(prompt) - 1)
             known = Known([tables.get(g, []) for g in self.machine.groups], prompt)
             self._chunk(sequence_id, known, start if shared else None)
+
+    def _register_behind(self) -> None:
+        """A new sequence that starts behind blocks which rows of this very step fill."""
+        random, size = self.random, self.facts.block_size
+        items = [i for i in self.parts["items"] if i.row_count]
+        items += [Item(i, 1) for i in self.parts["decode_ids"]]
+        named = {new.sequence_id: new for new in self.parts["new_sequences"]}
+        there = [*self.planned.sequences, *named]
+        free = [i for i in range(1, 6) if i not in there or i in self.parts["releases"]]
+        free = [i for i in free if i not in named]
+        full = len(there) - len(self.parts["releases"]) >= 4
+        if not items or not free or (full and random.random() < 0.95):
+            return
+        item = random.choice(items)
+        donor = self.planned.sequences.get(item.sequence_id)
+        if item.sequence_id in named:
+            new = named[item.sequence_id]
+            donor = Known([new.tables.get(g, []) for g in self.machine.groups], list(new.prompt))
+        if donor is None:
+            return
+        tables = item.replace or dict(enumerate(donor.tables))
+        start = donor.position if item.start_position is None else item.start_position
+        end = start + item.row_count
+        shared = min(end // size + (random.random() < 0.1), 4)
+        ids = {
+            group: [*tables.get(group, []), *(item.append or {}).get(group, [])][:shared]
+            for group in self.machine.groups
+        }
+        if not shared:
+            return
+        for group in self.machine.groups:
+            if self.unused[group]:
+                ids[group].append(self.unused[group].pop())
+        head = (donor.tokens + [0] * 14)[: shared * size]
+        prompt = [*head, random.randrange(self.facts.vocabulary_size)]
+        if len(prompt) > self.facts.max_model_length:
+            return
+        self.parts["new_sequences"].append(NewSequence(free[0], prompt, ids))
+        self.parts["items"].append(
+            Item(free[0], 1, shared * size, TokenSource.REGISTERED, sample=random.random() < 0.8)
+        )
 
     def _spoil(self) -> None:
         """One thing that is probably wrong."""

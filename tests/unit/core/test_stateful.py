@@ -30,6 +30,8 @@ EVERY = [
     "failed",
     "sequence failed",
     "failed after it was handed out",
+    "failed with another",
+    "read what another wrote in the same step",
     "failed, then discarded",
     "overlapped",
     "replayed",
