@@ -182,29 +182,56 @@ def list_models(
 def bench_step(
     models: Annotated[
         list[str] | None,
-        typer.Option("--model", help="fake, bundled, qwen3-30m or a folder. Repeatable."),
+        typer.Option(
+            "--model", help="fake, bundled, qwen3-30m, qwen3-600m or a folder. Repeatable."
+        ),
     ] = None,
     sequences: Annotated[
         list[int] | None, typer.Option(min=1, help="Repeatable. Default: 1, 8, 64.")
     ] = None,
     repeats: Annotated[int, typer.Option(min=2, help="Times each arm is timed.")] = 5,
     steps: Annotated[int, typer.Option(min=2, help="Decode steps in one timing.")] = 16,
-    context: Annotated[
-        int, typer.Option(min=1, help="Positions filled before the clock starts.")
-    ] = 256,
+    contexts: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--context", min=1,
+            help="Positions filled before the clock starts. Repeatable. Default: 256.",
+        ),
+    ] = None,
+    arms: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arm", help="stream, unary, in_process, mlx_lm, sampled. Repeatable. "
+            "Default: all but sampled, the stream of sequences with temperature and top-p.",
+        ),
+    ] = None,
+    prefills: Annotated[
+        list[str] | None,
+        typer.Option("--prefill", help="SEQUENCESxCONTEXT to time the prefill of. Repeatable."),
+    ] = None,
+    apart: Annotated[
+        bool, typer.Option("--apart", help="One arm at a time, for what memory holds but once.")
+    ] = False,
+    dtype: Dtype = None,
     blas: Blas = None,
     json_path: JsonPath = None,
-) -> None:
+) -> None:  # fmt: skip
     """Decode steps over gRPC, without it, and by mlx-lm alone."""
     from mlxrt.bench import step, tables
 
-    plan = step.Plan(context, repeats, steps, blas or "auto")
+    plan = step.Plan(
+        contexts=tuple(contexts or [256]), repeats=repeats, steps=steps, blas=blas or "auto",
+        dtype=dtype or "auto", arms=tuple(arms or step.ARMS[:4]), is_apart=apart,
+        prefills=tuple(step.prefill_of(text) for text in prefills or ()),
+    )  # fmt: skip
     console = Console(stderr=True)
     report = step.bench_step(
         models or ["fake", "bundled", "qwen3-30m"], sequences or [1, 8, 64], plan,
         lambda name, cell: console.print(f"{name}: {cell}", highlight=False, soft_wrap=True),
     )  # fmt: skip
     _write_report(report, json_path, tables.step_table(report))
+    if prefills and json_path is None:
+        Console(width=120).print(tables.prefill_table(report))
 
 
 @bench.command("attention")

@@ -249,10 +249,11 @@ class Settings(BaseSettings):
         description="How attention is computed. auto: native where the device has a kernel for it.",
     )  # fmt: skip
     compiled: Literal["auto", "on", "off"] = Field(
-        "auto",
-        description="Whether decode steps of a shape that was met before are replayed instead of "
-        "built: on needs native attention. auto: on GPUs.",
-    )  # fmt: skip
+        "auto", description="Replay decode steps of a known shape: auto, on GPUs, on or off."
+    )
+    fused: Literal["auto", "on", "off"] = Field(
+        "auto", description="Merge projections and operations of layers: auto (if it can), on, off."
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto",
         description="Type of activations, keys and values. auto: float32 on a CPU, else the "

@@ -42,6 +42,7 @@ def make_engine(settings: Settings, *, poison_pool: bool = False) -> Engine:
             dtype=settings.dtype,
             attention=settings.attention,
             compiled=settings.compiled,
+            fused=settings.fused,
             block_size=settings.block_size,
             num_blocks=settings.num_blocks,
             window_num_blocks=settings.window_num_blocks,

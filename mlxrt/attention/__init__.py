@@ -4,6 +4,7 @@ to them.
 
 from mlxrt.attention.choice import AttentionChoice, ChosenPath, LayerCall, choose_path
 from mlxrt.attention.gather import GatherPath
+from mlxrt.attention.heads import HeadRules
 from mlxrt.attention.layer import PagedLayer, StepBinding, WindowMask
 from mlxrt.attention.metadata import HostRows, StepMetadata
 from mlxrt.attention.path import AttendCounts, AttentionPath
@@ -17,6 +18,7 @@ __all__ = [
     "AttentionPath",
     "ChosenPath",
     "GatherPath",
+    "HeadRules",
     "HostRows",
     "LayerCall",
     "LayerShape",

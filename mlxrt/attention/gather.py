@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxrt.attention.heads import HeadRules
 from mlxrt.attention.metadata import HostRows, StepMetadata
 from mlxrt.attention.path import AttendCounts
 
@@ -25,10 +26,10 @@ GATHERED_POSITIONS_MAX = 1 << 15
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """The rows `first` to `last - 1` of one sequence.
+    """The rows `first` to `last - 1`: those of g sequences, one after the other, each as many.
 
     Attributes:
-        blocks: [n] int32, those that hold positions `begin` to `context - 1`.
+        blocks: [g, n] int32, those that hold positions `begin` to `context - 1` of each sequence.
         begin: the first position that any of the rows sees.
     """
 
@@ -134,6 +135,17 @@ class GatherPath:
         values[prepared.blocks, prepared.offsets] = new[1][:count]
         return keys, values
 
+    def norm_rope_write(
+        self,
+        qkv: mx.array,
+        rules: HeadRules,
+        positions: mx.array,
+        pool: tuple[mx.array, mx.array],
+        prepared: Any,
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """Raises RuntimeError: this path runs mlx-lm's own operations."""
+        raise RuntimeError("the gather path has no fused operations")
+
     def attend(
         self,
         queries: mx.array,
@@ -186,12 +198,38 @@ def _begins(host: HostRows, window: int) -> NDArray[np.int32]:
     return np.maximum(first_rows + 1 - window, 0).astype(np.int32)
 
 
-def segment_of(host: HostRows, index: int, window: int) -> Segment:
-    """Sequence `index` as a segment."""
-    first, last = host.query_start[index : index + 2].tolist()
+def segment_of(host: HostRows, index: int, window: int, count: int = 1) -> Segment:
+    """Sequences `index` to `index + count - 1` as a segment; they are alike in rows and context."""
+    first, last = int(host.query_start[index]), int(host.query_start[index + count])
     begin, context = int(_begins(host, window)[index]), int(host.context_len[index])
     held = slice(begin // host.block_size, -(-context // host.block_size))
-    return Segment(first, last, mx.array(host.block_tables[index, held]), begin, context)
+    blocks = mx.array(host.block_tables[index : index + count, held])
+    return Segment(first, last, blocks, begin, context)
+
+
+def segments_of(host: HostRows, chosen: NDArray[np.bool_], window: int) -> list[Segment]:
+    """The `chosen` sequences [S] as segments: neighbours alike in rows and context share one, while
+    what it gathers is not too much.
+    """
+    counts = np.diff(host.query_start)
+    segments = []
+    start = 0
+    while start < len(chosen):
+        if not chosen[start]:
+            start += 1
+            continue
+        most = max(1, GATHERED_POSITIONS_MAX // int(host.context_len[start]))
+        end = start + 1
+        while (
+            end < min(len(chosen), start + most)
+            and chosen[end]
+            and counts[end] == counts[start]
+            and host.context_len[end] == host.context_len[start]
+        ):
+            end += 1
+        segments.append(segment_of(host, start, window, end - start))
+        start = end
+    return segments
 
 
 def _part(host: HostRows, begins: NDArray[np.int32]) -> tuple[list[list[int]], list[int]]:
@@ -262,7 +300,7 @@ def _attend_singles(
 
 
 def read_segment(pool: tuple[mx.array, mx.array], segment: Segment) -> list[mx.array]:
-    """Keys and values of a segment's blocks, copied: each `[number of blocks, block_size, ...]`."""
+    """Keys and values of a segment's blocks, copied: each `[g, blocks of one, block_size, ...]`."""
     return [array[segment.blocks] for array in pool]
 
 
@@ -276,24 +314,28 @@ def attend_segment(
 ) -> mx.array:
     """Attention of a segment's rows: `[n, Hq, D]`; `blocks` as `read_segment` returns them."""
     keys, values = (_positions(array, segment) for array in blocks)
-    rows = queries[segment.first : segment.last].transpose(1, 0, 2)[None]
+    rows = mx.unflatten(queries[segment.first : segment.last], 0, (len(segment.blocks), -1))
     output = mx.fast.scaled_dot_product_attention(
-        rows, keys, values, scale=scale, mask=_mask(segment, window), sinks=sinks
+        rows.transpose(0, 2, 1, 3),
+        keys,
+        values,
+        scale=scale,
+        mask=_mask(segment, window),
+        sinks=sinks,
     )
-    return output[0].transpose(1, 0, 2)
+    return output.transpose(0, 2, 1, 3).flatten(0, 1)
 
 
 def _positions(blocks: mx.array, segment: Segment) -> mx.array:
-    """Positions `begin` to `context - 1` of the sequence as `[1, Hkv, n, D]`."""
-    skipped = segment.begin % blocks.shape[1]
-    rows = blocks.reshape(-1, *blocks.shape[2:])
-    rows = rows[skipped : skipped + segment.context - segment.begin]
-    return rows.transpose(1, 0, 2)[None]
+    """Positions `begin` to `context - 1` of the sequences as `[g, Hkv, n, D]`."""
+    skipped = segment.begin % blocks.shape[2]
+    rows = blocks.flatten(1, 2)[:, skipped : skipped + segment.context - segment.begin]
+    return rows.transpose(0, 2, 1, 3)
 
 
 def _mask(segment: Segment, window: int) -> mx.array | str | None:
     """What the rows may not see of what was gathered; None where they see all of it."""
-    count = segment.last - segment.first
+    count = (segment.last - segment.first) // len(segment.blocks)
     if count == 1:
         return None
     if window and segment.context - segment.begin > window:

@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxrt.attention.heads import HeadRules
 from mlxrt.attention.metadata import StepMetadata
 from mlxrt.attention.path import AttentionPath
 
@@ -90,6 +91,16 @@ class PagedLayer:
         )
         return keys, values
 
+    def norm_rope_write(self, qkv: mx.array, rules: HeadRules) -> mx.array:
+        """Norms and turns the heads in `qkv`, [T, (Hq + 2 Hkv) * D], and writes K and V to the
+        rows' slots; returns the queries, `[T, Hq, D]`. The native path alone has it.
+        """
+        binding = self._binding
+        queries, self.keys, self.values = binding.path.norm_rope_write(
+            qkv, rules, self.offset, (self.keys, self.values), binding.prepared
+        )
+        return queries
+
     def make_mask(
         self, row_length: int, return_array: bool = False, window_size: int | None = None
     ) -> WindowMask | None:
@@ -114,13 +125,19 @@ class PagedLayer:
             raise RuntimeError(
                 f"a layer attends with window {window}, its group's {binding.window}"
             )
+        return self.attend_rows(queries.squeeze(2), scale=scale, sinks=sinks)[:, :, None]
+
+    def attend_rows(
+        self, queries: mx.array, *, scale: float, sinks: mx.array | None = None
+    ) -> mx.array:
+        """The same of `[T, Hq, D]`, with the group's window; returns `[T, Hq, Dv]`."""
+        binding = self._binding
         binding.attended += 1
-        output = binding.path.attend(
-            queries.squeeze(2),
+        return binding.path.attend(
+            queries,
             (self.keys, self.values),
             binding.prepared,
             scale=scale,
-            window=window,
+            window=binding.window,
             sinks=sinks,
         )
-        return output[:, :, None]

@@ -11,6 +11,8 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxrt.attention.transfer import to_device
+
 
 @dataclass(frozen=True, slots=True)
 class HostRows:
@@ -54,19 +56,19 @@ class StepMetadata:
     def from_host(cls, host: HostRows) -> StepMetadata:
         """Uploads `host`. Runs on the engine's thread."""
         return cls(
-            host=host,
-            positions=mx.array(host.positions),
-            slots=mx.array(host.slots),
-            query_start=mx.array(host.query_start),
-            context_len=mx.array(host.context_len),
-            block_tables=mx.array(host.block_tables),
+            host,
+            *to_device(
+                (
+                    host.positions,
+                    host.slots,
+                    host.query_start,
+                    host.context_len,
+                    host.block_tables,
+                )
+            ),
         )
 
     def in_group(self, host: HostRows) -> StepMetadata:
         """The same rows in another group: only slots and tables differ and are uploaded."""
-        return replace(
-            self,
-            host=host,
-            slots=mx.array(host.slots),
-            block_tables=mx.array(host.block_tables),
-        )
+        slots, block_tables = to_device((host.slots, host.block_tables))
+        return replace(self, host=host, slots=slots, block_tables=block_tables)

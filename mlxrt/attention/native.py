@@ -14,7 +14,8 @@ import numpy as np
 
 from mlxrt import kernels
 from mlxrt.attention.floors import gathers_chunk
-from mlxrt.attention.gather import Segment, attend_segment, read_segment, segment_of
+from mlxrt.attention.gather import Segment, attend_segment, read_segment, segments_of
+from mlxrt.attention.heads import HeadRules
 from mlxrt.attention.metadata import StepMetadata
 from mlxrt.attention.path import AttendCounts
 
@@ -26,7 +27,7 @@ class _Prepared:
     Attributes:
         context_len: [S] int32, what the kernels are told: 0 where a segment has the rows.
         most_rows, positions: of the sequences that the kernels serve, see `kernels`.
-        segments: sequences whose blocks are gathered.
+        segments: the sequences whose blocks are gathered.
     """
 
     metadata: StepMetadata
@@ -67,9 +68,7 @@ class NativePath:
             context_len=context_len,
             most_rows=int(counts[kept].max(initial=0)),
             positions=int(seen[kept].sum()),
-            segments=tuple(
-                segment_of(host, index, window) for index in np.flatnonzero(is_gathered).tolist()
-            ),
+            segments=tuple(segments_of(host, is_gathered, window)),
         )
 
     def prepare_decode(self, metadata: StepMetadata, positions: int) -> _Prepared:
@@ -90,6 +89,33 @@ class NativePath:
         """As `AttentionPath.write`; the handles returned alias the pool."""
         written = kernels.kv_write(keys, values, new[0], new[1], prepared.metadata.slots)
         return written[0], written[1]
+
+    def norm_rope_write(
+        self,
+        qkv: mx.array,
+        rules: HeadRules,
+        positions: mx.array,
+        pool: tuple[mx.array, mx.array],
+        prepared: _Prepared,
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """As `AttentionPath.norm_rope_write`; the handles returned alias the pool."""
+        self.counts.fused += 1
+        queries, keys, values = kernels.norm_rope_write(
+            qkv,
+            rules.q_norm,
+            rules.k_norm,
+            rules.eps,
+            positions,
+            rules.inverse_frequencies,
+            rules.rope_scale,
+            rules.traditional,
+            pool[0],
+            pool[1],
+            prepared.metadata.slots,
+            rules.num_q_heads,
+            rules.num_kv_heads,
+        )
+        return queries, keys, values
 
     def attend(
         self,

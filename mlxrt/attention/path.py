@@ -8,15 +8,17 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from mlxrt.attention.heads import HeadRules
 from mlxrt.attention.metadata import StepMetadata
 
 
 @dataclass(slots=True)
 class AttendCounts:
-    """Attention calls of layers so far, by the path that served them."""
+    """Attention calls of layers so far, by the path that served them; of them, fused ones."""
 
     native: int = 0
     gather: int = 0
+    fused: int = 0
 
 
 class AttentionPath(Protocol):
@@ -48,6 +50,21 @@ class AttentionPath(Protocol):
     ) -> tuple[mx.array, mx.array]:
         """Writes `new`, K and V rows `[T, Hkv, D]`, to the step's slots; returns the pool's new
         handles.
+        """
+
+    def norm_rope_write(
+        self,
+        qkv: mx.array,
+        rules: HeadRules,
+        positions: mx.array,
+        pool: tuple[mx.array, mx.array],
+        prepared: Any,
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """Norms and turns the heads in `qkv`, [T, (Hq + 2 Hkv) * D], by `positions` [T], and writes
+        K and V to the step's slots; returns the queries `[T, Hq, D]` and the pool's new handles.
+
+        Raises:
+            RuntimeError: the path has no such operation.
         """
 
     def attend(

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from mlxrt_client import Client, Session, messages
-from mlxrt_client.v1 import StepRequest, StepResponse
+from mlxrt_client.v1 import SamplingParams, StepRequest, StepResponse
 
 from mlxrt.bench.population import blocks_for, prompts_for
 
@@ -66,13 +66,22 @@ class GrpcArm:
     """A session on a server. Decodes in the packed column; all blocks are in the tables from the
     start."""
 
-    def __init__(self, address: str, sequences: int, context: int, growth: int) -> None:
+    def __init__(
+        self,
+        address: str,
+        sequences: int,
+        context: int,
+        growth: int,
+        *,
+        sampling: SamplingParams | None = None,
+    ) -> None:
         """Registers `sequences` and fills `context` positions of each, with blocks for `growth`
-        more."""
+        more; greedy without `sampling`."""
         self._client = Client(address)
         self._session: Session = self._client.open_session(client_name="mlxrt bench")
         self.device = self._client.server_info().device
         self._ids = list(range(1, sequences + 1))
+        self._sampling = sampling
         self._fill(context, growth)
 
     def close(self) -> None:
@@ -93,7 +102,9 @@ class GrpcArm:
                 table = leased[index * blocks_each : (index + 1) * blocks_each]
                 sequence_id = self._ids[index]
                 step.new_sequences.append(
-                    messages.new_sequence(sequence_id, prompts[index], {0: table})
+                    messages.new_sequence(
+                        sequence_id, prompts[index], {0: table}, sampling=self._sampling
+                    )
                 )
                 step.items.append(messages.chunk_item(sequence_id, context, sample=True))
             self._session.step(step)
@@ -128,9 +139,17 @@ class UnaryArm(GrpcArm):
 class StreamArm(GrpcArm):
     """One Execute stream, open all the while as a scheduler's is, two steps in flight."""
 
-    def __init__(self, address: str, sequences: int, context: int, growth: int) -> None:
+    def __init__(
+        self,
+        address: str,
+        sequences: int,
+        context: int,
+        growth: int,
+        *,
+        sampling: SamplingParams | None = None,
+    ) -> None:
         """As GrpcArm; then opens the stream."""
-        super().__init__(address, sequences, context, growth)
+        super().__init__(address, sequences, context, growth, sampling=sampling)
         self._stream = self._session.stream(2)
 
     def close(self) -> None:

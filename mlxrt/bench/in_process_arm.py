@@ -1,8 +1,8 @@
 """Core and engine in one process, without a server: what the transport is measured against.
 
-`python -m mlxrt.bench.in_process_arm MODEL SEQUENCES CONTEXT GROWTH BLAS` fills the context, prints
-"ready", then answers every line `STEPS` on its input with the seconds that this many decode steps
-took, two in flight. MODEL "fake" is the fake model.
+`python -m mlxrt.bench.in_process_arm MODEL SEQUENCES CONTEXT GROWTH BLAS DTYPE` fills the context,
+prints "ready", then answers every line `STEPS` on its input with the seconds that this many decode
+steps took, two in flight. MODEL "fake" is the fake model.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from mlxrt.telemetry import configure_logs
 from mlxrt.testing.local_runner import LocalRunner
 
 
-def _runner(model: str, num_blocks: int, blas: str) -> LocalRunner:
+def _runner(model: str, num_blocks: int, length: int, blas: str, dtype: str) -> LocalRunner:
     fake = model == "fake"
+    limits = {"max_step_rows": ROWS_MAX, "max_model_length": length}
     settings = load_settings(
-        None, model="bundled" if fake else model, fake=fake, blas=blas,
-        block_size=BLOCK_SIZE, num_blocks=num_blocks, limits={"max_step_rows": ROWS_MAX},
+        None, model="bundled" if fake else model, fake=fake, blas=blas, dtype=dtype,
+        block_size=BLOCK_SIZE, num_blocks=num_blocks, limits=limits,
     )  # fmt: skip
-    return LocalRunner(make_engine(settings), Limits(max_step_rows=ROWS_MAX))
+    return LocalRunner(make_engine(settings), Limits(**limits))
 
 
 def _fill(runner: LocalRunner, sequences: int, context: int, growth: int) -> None:
@@ -51,7 +52,7 @@ def main() -> None:
     configure_logs(level="warning")  # to standard error: the answers alone are on standard output
     model, sequences, context, growth = sys.argv[1], *map(int, sys.argv[2:5])
     num_blocks = sequences * blocks_for(context + growth) + 1
-    runner = _runner(model, num_blocks, sys.argv[5])
+    runner = _runner(model, num_blocks, context + growth, *sys.argv[5:7])
     _fill(runner, sequences, context, growth)
     ids = list(range(1, sequences + 1))
     print("ready", flush=True)

@@ -6,7 +6,7 @@ import numpy as np
 
 BLOCK_SIZE = 16
 """Positions in a block."""
-ROWS_MAX = 4096
+ROWS_MAX = 8192
 """Rows of the largest step."""
 
 

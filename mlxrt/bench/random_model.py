@@ -30,6 +30,8 @@ class Shape:
 
 QWEN3_30M = Shape(512, 8, 1536, 8, 4, 64, 8192)
 """About 30 million parameters."""
+QWEN3_600M = Shape(1024, 28, 3072, 16, 8, 128, 151936, max_position_embeddings=40960)
+"""The shape of Qwen3-0.6B."""
 
 
 def write_random_model(folder: Path, shape: Shape = QWEN3_30M, seed: int = 0) -> int:

@@ -12,38 +12,46 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from mlxrt.bench.arms import Arm, StreamArm, UnaryArm, WorkerArm
+from mlxrt_client.v1 import SamplingParams
+
+from mlxrt.bench.arms import Arm, GrpcArm, StreamArm, UnaryArm, WorkerArm
 from mlxrt.bench.fake_pipeline import fake_overheads_ms
 from mlxrt.bench.population import BLOCK_SIZE, ROWS_MAX, blocks_for
-from mlxrt.bench.random_model import write_random_model
+from mlxrt.bench.prefill import PrefillCell, bench_prefill
+from mlxrt.bench.random_model import QWEN3_30M, QWEN3_600M, write_random_model
 from mlxrt.config import ConfigError
 from mlxrt.models import ModelError, resolve_folder
 from mlxrt.testing.server_process import ServerProcess
 
 WARM_STEPS = 4
-AnArm = TypeVar("AnArm", bound=Arm)
+ARMS = ("stream", "unary", "in_process", "mlx_lm", "sampled")
+DRAWN = SamplingParams(temperature=0.8, top_p=0.95)
+"""The rules of the arm `sampled`."""
+_RANDOM_MODELS = {"qwen3-30m": QWEN3_30M, "qwen3-600m": QWEN3_600M}
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One model at one number of sequences.
+    """One model at one number of sequences and one context; an arm that did not run is None.
 
     Attributes:
-        mlx_lm_tokens_per_s: None for the fake model.
+        mlx_lm_tokens_per_s: None for the fake model too.
+        sampled_stream_tokens_per_s: the stream, of sequences that draw their tokens.
         overhead_ms_p50, overhead_ms_p99: for the fake model, from request bytes to reply bytes
             inside the server; else a unary step's round trip less what the server says it queued,
             built, ran and read back.
     """
 
     sequences: int
-    grpc_stream_tokens_per_s: float
-    grpc_unary_tokens_per_s: float
-    in_process_tokens_per_s: float
-    mlx_lm_tokens_per_s: float | None
-    overhead_ms_p50: float
-    overhead_ms_p99: float
+    context: int
+    grpc_stream_tokens_per_s: float | None = None
+    grpc_unary_tokens_per_s: float | None = None
+    in_process_tokens_per_s: float | None = None
+    mlx_lm_tokens_per_s: float | None = None
+    sampled_stream_tokens_per_s: float | None = None
+    overhead_ms_p50: float | None = None
+    overhead_ms_p99: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,43 +59,88 @@ class Plan:
     """How much is measured.
 
     Attributes:
-        context: positions filled before the clock starts.
+        contexts: positions filled before the clock starts.
         repeats: times each arm is timed.
         steps: decode steps in one timing.
-        blas: as `mlxrt serve --blas`.
+        blas, dtype: as for `mlxrt serve`; "auto" is the same type for mlx-lm.
+        arms: of ARMS, those that run.
+        is_apart: each arm is up alone, one after the other: for cells of which the device holds one
+            copy of the context and no more.
+        prefills: `(sequences, context)` whose prefill is timed as well.
     """
 
-    context: int = 256
+    contexts: tuple[int, ...] = (256,)
     repeats: int = 5
     steps: int = 16
     blas: str = "auto"
+    dtype: str = "auto"
+    arms: tuple[str, ...] = ("stream", "unary", "in_process", "mlx_lm")
+    is_apart: bool = False
+    prefills: tuple[tuple[int, int], ...] = ()
 
     @property
     def growth(self) -> int:
         """Positions beyond the context that any arm may reach."""
         return self.steps * (self.repeats + 1) * 2 + 128
 
+    def server_blocks(self, sequences: int) -> int:
+        """Blocks for the arms that are on the server at once, in the largest cell."""
+        grpc_arms = 1 if self.is_apart else len({"stream", "unary", "sampled"} & {*self.arms})
+        each = blocks_for(max(self.contexts) + self.growth)
+        prefilled = max((n * blocks_for(context + 1) for n, context in self.prefills), default=0)
+        return max(grpc_arms * sequences * each, prefilled) + 1
+
+    @property
+    def length(self) -> int:
+        """Positions of the longest sequence."""
+        return max([*self.contexts, *(context for _, context in self.prefills)]) + self.growth
+
 
 def bench_step(
     models: Iterable[str],
     sequence_counts: Iterable[int],
     plan: Plan,
-    on_cell: Callable[[str, Cell], None],
+    on_cell: Callable[[str, Cell | PrefillCell], None],
 ) -> dict[str, object]:
-    """Measures every model at every number of sequences; returns the report that `--json`
-    writes."""
+    """Measures every model at every number of sequences and context; returns the report that
+    `--json` writes.
+
+    Raises:
+        ConfigError: there is no such model or arm.
+    """
+    if unknown := set(plan.arms) - set(ARMS):
+        raise ConfigError(f"no arm {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
     report = []
     device = ""
     counts = list(sequence_counts)
     for name in models:
-        cells = []
+        cells, prefills = [], []
         with _model_path(name) as path, _server(path, max(counts), plan) as server:
-            for sequences in counts:
-                cell, device = _measure(name, path, server.address, sequences, plan)
-                on_cell(name, cell)
-                cells.append(asdict(cell))
-        report.append({"name": name, "cells": cells})
+            for context in plan.contexts:
+                for sequences in counts:
+                    cell, device = _measure(path, server.address, sequences, context, plan)
+                    on_cell(name, cell)
+                    cells.append(asdict(cell))
+            for sequences, context in plan.prefills if path != "fake" else ():
+                measured = bench_prefill(
+                    path, server.address, sequences, context, plan.repeats, plan.blas, plan.dtype
+                )
+                on_cell(name, measured)
+                prefills.append(asdict(measured))
+        report.append({"name": name, "cells": cells, "prefills": prefills})
     return {"device": device, "models": report}
+
+
+def prefill_of(text: str) -> tuple[int, int]:
+    """Sequences and context of a text like "8x1024".
+
+    Raises:
+        ConfigError: it is no such text.
+    """
+    sequences, _, context = text.partition("x")
+    if not (sequences.isdecimal() and context.isdecimal() and int(sequences) and int(context)):
+        raise ConfigError(f"prefill: {text!r} is not SEQUENCESxCONTEXT, such as 8x1024")
+    return int(sequences), int(context)
 
 
 @contextmanager
@@ -99,9 +152,9 @@ def _model_path(name: str) -> Iterator[str]:
     """
     if name == "fake":
         yield name
-    elif name == "qwen3-30m":
+    elif shape := _RANDOM_MODELS.get(name):
         with tempfile.TemporaryDirectory(prefix="mlxrt-") as folder:
-            write_random_model(Path(folder))
+            write_random_model(Path(folder), shape)
             yield folder
     else:
         try:
@@ -112,46 +165,60 @@ def _model_path(name: str) -> Iterator[str]:
 
 
 def _server(path: str, sequences: int, plan: Plan) -> ServerProcess:
-    blocks = 2 * sequences * blocks_for(plan.context + plan.growth) + 1
-    pool = ["--block-size", str(BLOCK_SIZE), "--num-blocks", str(blocks)]
+    pool = ["--block-size", str(BLOCK_SIZE), "--num-blocks", str(plan.server_blocks(sequences))]
     model = ["--fake"] if path == "fake" else ["--model", path, "--blas", plan.blas]
-    limits = ["--set", f"limits.max_step_rows={ROWS_MAX}", "--log-level", "warning"]
-    return ServerProcess([*model, *limits, *pool])
+    limits = ["--set", f"limits.max_step_rows={ROWS_MAX}", "--dtype", plan.dtype]
+    limits += ["--set", f"limits.max_model_length={plan.length}"]
+    return ServerProcess([*model, *limits, "--log-level", "warning", *pool])
 
 
-def _measure(name: str, path: str, address: str, sequences: int, plan: Plan) -> tuple[Cell, str]:
+def _openers(
+    path: str, address: str, sequences: int, context: int, plan: Plan
+) -> dict[str, Callable[[], Arm]]:
+    grpc_arguments = (address, sequences, context, plan.growth)
+    shape = [path, str(sequences), str(context)]
+    own = [*shape, str(plan.growth), plan.blas, plan.dtype]
+    alone = [*shape, plan.blas, plan.dtype]
+    return {
+        "stream": lambda: StreamArm(*grpc_arguments),
+        "unary": lambda: UnaryArm(*grpc_arguments),
+        "in_process": lambda: WorkerArm("mlxrt.bench.in_process_arm", own),
+        "mlx_lm": lambda: WorkerArm("mlxrt.bench.mlx_lm_arm", alone),
+        "sampled": lambda: StreamArm(*grpc_arguments, sampling=DRAWN),
+    }
+
+
+def _measure(path: str, address: str, sequences: int, context: int, plan: Plan) -> tuple[Cell, str]:
     """One cell, and the server's device."""
-    with ExitStack() as stack:
-
-        def opened(arm: AnArm) -> AnArm:
-            stack.callback(arm.close)
-            return arm
-
-        grpc_arguments = (address, sequences, plan.context, plan.growth)
-        stream, unary = opened(StreamArm(*grpc_arguments)), opened(UnaryArm(*grpc_arguments))
-        shape = [path, str(sequences), str(plan.context)]
-        arms: list[Arm] = [stream, unary]
-        arms.append(
-            opened(WorkerArm("mlxrt.bench.in_process_arm", [*shape, str(plan.growth), plan.blas]))
-        )
-        if name != "fake":
-            arms.append(opened(WorkerArm("mlxrt.bench.mlx_lm_arm", [*shape, plan.blas, "float32"])))
-        for arm in arms:
-            arm.run(WARM_STEPS)
-        seconds: list[list[float]] = [[] for _ in arms]
-        for _ in range(plan.repeats):
-            for arm, taken in zip(arms, seconds, strict=True):
-                taken.append(arm.run(plan.steps))
-        rates = [sequences * plan.steps / statistics.median(taken) for taken in seconds]
-        overheads = (
-            fake_overheads_ms(sequences, plan.context) if name == "fake" else unary.overheads_ms(64)
-        )
-        device = stream.device
-    rates += [0.0] * (4 - len(rates))
+    is_fake = path == "fake"
+    openers = _openers(path, address, sequences, context, plan)
+    names = [name for name in plan.arms if not (is_fake and name == "mlx_lm")]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    overheads: list[float] = []
+    device = ""
+    for together in [[name] for name in names] if plan.is_apart else [names]:
+        with ExitStack() as stack:
+            arms = {name: openers[name]() for name in together}
+            for arm in arms.values():
+                stack.callback(arm.close)
+                arm.run(WARM_STEPS)
+            for _ in range(plan.repeats):
+                for name, arm in arms.items():
+                    seconds[name].append(arm.run(plan.steps))
+            unary = arms.get("unary")
+            if isinstance(unary, UnaryArm) and not is_fake:
+                overheads = unary.overheads_ms(64)
+            device = next((a.device for a in arms.values() if isinstance(a, GrpcArm)), device)
+    if is_fake:
+        overheads = fake_overheads_ms(sequences, context)
+    rates = {
+        name: round(sequences * plan.steps / statistics.median(taken), 1)
+        for name, taken in seconds.items()
+    }
     return Cell(
-        sequences, round(rates[0], 1), round(rates[1], 1), round(rates[2], 1),
-        round(rates[3], 1) if name != "fake" else None,
-        round(_percentile(overheads, 50), 3), round(_percentile(overheads, 99), 3),
+        sequences, context, rates.get("stream"), rates.get("unary"), rates.get("in_process"),
+        rates.get("mlx_lm"), rates.get("sampled"),
+        *(round(_percentile(overheads, p), 3) if overheads else None for p in (50, 99)),
     ), device  # fmt: skip
 
 

@@ -8,25 +8,51 @@ from rich.table import Table
 
 
 def step_table(report: dict[str, Any]) -> Table:
-    """One row per model and number of sequences; tokens/s, ratios, milliseconds beside the
+    """One row per model, context and number of sequences; tokens/s, ratios, milliseconds beside the
     model."""
     table = Table(
-        "model", "sequences", "stream", "unary", "in process", "mlx-lm", "stream / in process",
-        "stream / mlx-lm", "overhead p50", "p99",
+        "model", "sequences", "context", "stream", "unary", "in process", "mlx-lm", "sampled",
+        "stream / in process", "stream / mlx-lm", "sampled / stream", "overhead p50", "p99",
         title=f"decode, tokens/s on {report['device']}",
     )  # fmt: skip
     for model in report["models"]:
         for cell in model["cells"]:
-            stream, alone = cell["grpc_stream_tokens_per_s"], cell["mlx_lm_tokens_per_s"]
+            stream, unary, local, alone, sampled = (
+                cell[f"{arm}_tokens_per_s"]
+                for arm in ("grpc_stream", "grpc_unary", "in_process", "mlx_lm", "sampled_stream")
+            )
             table.add_row(
-                model["name"], str(cell["sequences"]), f"{stream:.0f}",
-                f"{cell['grpc_unary_tokens_per_s']:.0f}", f"{cell['in_process_tokens_per_s']:.0f}",
-                "" if alone is None else f"{alone:.0f}",
-                f"{stream / cell['in_process_tokens_per_s']:.2f}",
-                "" if alone is None else f"{stream / alone:.2f}",
-                f"{cell['overhead_ms_p50']:.3f} ms", f"{cell['overhead_ms_p99']:.3f} ms",
+                model["name"], str(cell["sequences"]), str(cell["context"]),
+                *(_rate(each) for each in (stream, unary, local, alone, sampled)),
+                _ratio(stream, local), _ratio(stream, alone), _ratio(sampled, stream),
+                *("" if ms is None else f"{ms:.3f} ms"
+                  for ms in (cell["overhead_ms_p50"], cell["overhead_ms_p99"])),
             )  # fmt: skip
     return table
+
+
+def prefill_table(report: dict[str, Any]) -> Table:
+    """One row per model and prefill; prompt tokens/s."""
+    table = Table(
+        "model", "sequences", "context", "mlxrt", "mlx-lm", "ratio",
+        title=f"prefill, prompt tokens/s on {report['device']}",
+    )  # fmt: skip
+    for model in report["models"]:
+        for cell in model["prefills"]:
+            ours, alone = cell["grpc_prompt_tokens_per_s"], cell["mlx_lm_prompt_tokens_per_s"]
+            table.add_row(
+                model["name"], str(cell["sequences"]), str(cell["context"]), _rate(ours),
+                _rate(alone), _ratio(ours, alone),
+            )  # fmt: skip
+    return table
+
+
+def _rate(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}"
+
+
+def _ratio(one: float | None, other: float | None) -> str:
+    return "" if not one or not other else f"{one / other:.2f}"
 
 
 def attention_table(report: dict[str, Any]) -> Table:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import structlog
+from mlx.nn.layers.base import Module
 
 from mlxrt.attention import (
     AttentionChoice,
@@ -38,10 +39,11 @@ from mlxrt.engine.prompt_rows import CHUNK
 from mlxrt.engine.runner import StepRunner
 from mlxrt.engine.sampling import Sampler, choose_sampler
 from mlxrt.engine.warm_up import warm_up
-from mlxrt.models import Checkpoint, ModelError, check_semantics, family_of, read_checkpoint
+from mlxrt.models import Checkpoint, Family, ModelError, check_semantics, family_of, read_checkpoint
 from mlxrt.models.dimensions import activation_widths
 from mlxrt.models.folder import resolve_folder
 from mlxrt.models.loading import build_model
+from mlxrt.models.merging import NotFusedError
 from mlxrt.models.probe import ModelShape, probe
 from mlxrt.models.rows import install_row_selector
 
@@ -110,6 +112,7 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
     # keeping.
     mx.set_cache_limit(plan.step_bytes)
     progress(0.05, f"loading {plan.weight_bytes >> 20} MiB of weights")
+    is_fused = _fuse(config, model, family, shape, chosen.path)
     mx.eval(model.parameters())  # type: ignore[no-untyped-call]
     progress(0.7, f"allocating {plan.pool_bytes >> 20} MiB of KV pool")
     forward = Forward(
@@ -119,6 +122,7 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
         chosen.path,
         sampler,
         compiles=_compiles(config, device, chosen.path),
+        is_fused=is_fused,
     )
     runner = StepRunner(
         forward,
@@ -143,7 +147,6 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
     )
 
 
-
 def _sampler(config: EngineConfig, shape: ModelShape) -> Sampler:
     wants_native = config.attention != AttentionChoice.GATHER.value
     dtype = shape.calls[0].query_dtype
@@ -151,6 +154,31 @@ def _sampler(config: EngineConfig, shape: ModelShape) -> Sampler:
     if chosen.reason:
         _log.warning("plain sampling instead of native", reason=chosen.reason)
     return chosen.sampler
+
+
+def _fuse(
+    config: EngineConfig, model: Module, family: Family, shape: ModelShape, path: AttentionPath
+) -> bool:
+    """Fuses the model's layers, if it can be; said once where that was not to be.
+
+    Raises:
+        ModelError: it was asked for, and can't be.
+    """
+    if config.fused == "off":
+        return False
+    try:
+        if path.name != "native":
+            raise NotFusedError("attention takes the gather path")
+        from mlxrt.models.fused import fuse
+
+        fuse(model, family.inner, shape.layers)
+    except NotFusedError as error:
+        if config.fused == "on":
+            raise ModelError(f"fused: on, but the model can't be fused: {error}") from error
+        _log.info("layers are not fused", reason=str(error))
+        return False
+    return True
+
 
 def _allow_compiling(config: EngineConfig, device: Device) -> None:
     """Turns mx.compile off, on or leaves it, for the whole process."""

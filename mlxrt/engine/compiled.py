@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxrt.attention import HostRows, PagedLayer, StepBinding, StepMetadata
+from mlxrt.attention.transfer import Numbers, to_device
 from mlxrt.engine.batch import Batch
 from mlxrt.engine.sampling import Sampler, SamplingBatch, sample
 
@@ -65,6 +66,8 @@ class CompiledSteps:
         bindings: Sequence[StepBinding],
         layers: Sequence[PagedLayer],
         sampler: Sampler,
+        *,
+        is_fused: bool,
     ) -> None:
         """Takes `logits_of`, from token ids [Tb] to logits [Tb, V], through `layers`."""
         self.counts = CompileCounts()
@@ -72,6 +75,7 @@ class CompiledSteps:
         self._bindings = bindings
         self._layers = layers
         self._sampler = sampler
+        self._is_fused = is_fused
         self._functions: OrderedDict[_Shape, Any] = OrderedDict()
 
     def __len__(self) -> int:
@@ -107,10 +111,12 @@ class CompiledSteps:
                 self._functions.popitem(last=False)
         self._functions.move_to_end(shape)
         counts = self._bindings[0].path.counts
-        before, steps = counts.native, self._sampler.steps
+        native, fused, steps = counts.native, counts.fused, self._sampler.steps
         pools = [array for layer in self._layers for array in (layer.keys, layer.values)]
-        outputs, pools = function(tokens, _arrays(batch.groups, row_count, width), pools)
-        counts.native = before + len(self._layers)
+        rows = to_device(_arrays(batch.groups, row_count, width))
+        outputs, pools = function(tokens, rows, pools)
+        counts.native = native + len(self._layers)
+        counts.fused = fused + self._is_fused * len(self._layers)
         self._sampler.steps = steps + samples
         for index, layer in enumerate(self._layers):
             layer.keys, layer.values = pools[2 * index], pools[2 * index + 1]
@@ -171,19 +177,19 @@ def _positions_hint(host: HostRows, window: int) -> int:
     return max(_LEAST_POSITIONS, 1 << (int(seen.sum()) - 1).bit_length())
 
 
-def _arrays(groups: Sequence[HostRows], row_count: int, width: int) -> list[mx.array]:
+def _arrays(groups: Sequence[HostRows], row_count: int, width: int) -> list[Numbers]:
     """What a compiled step takes of the host: positions, query_start, context_len, then slots and
     tables of each group; as `HostRows`, with a sequence without rows for each padding row.
     """
     first = groups[0]
     query_start = _padded(first.query_start, row_count + 1, int(first.query_start[-1]))
     context_len = _padded(first.context_len, row_count, 0)
-    arrays = [mx.array(first.positions), mx.array(query_start), mx.array(context_len)]
+    arrays: list[Numbers] = [first.positions, query_start, context_len]
     for host in groups:
         tables = np.zeros((row_count, width), np.int32)
         count, held = host.block_tables.shape
         tables[:count, :held] = host.block_tables
-        arrays += [mx.array(host.slots), mx.array(tables)]
+        arrays += [host.slots, tables]
     return arrays
 
 

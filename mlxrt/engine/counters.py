@@ -22,6 +22,7 @@ class EngineCounters:
         failed_sequences: sequences that failed alone.
         attend_native, attend_gather: attention calls of layers, by path.
         sample_native, sample_plain: steps sampled, by sampler.
+        fused_layers: layers that ran in fused operations.
         peak_bytes: the most memory that MLX held.
     """
 
@@ -40,4 +41,5 @@ class EngineCounters:
     attend_gather: int = 0
     sample_native: int = 0
     sample_plain: int = 0
+    fused_layers: int = 0
     peak_bytes: int = 0

@@ -17,6 +17,8 @@ class EngineConfig:
         attention: "auto" is native where that runs on the device, else gather.
         compiled: "on" replays decode steps of a shape that was met before instead of building them;
             native attention alone can; "auto" does so on GPUs.
+        fused: "on" runs layers of llama's build in few operations, over weights merged at load;
+            native attention alone can; "auto" does so where the model is of that build.
         block_size: positions in a block, 1 to 256.
         num_blocks: blocks of each group's pool, block 0 included, at least 2; None for as many as
             the memory plan allows.
@@ -38,6 +40,7 @@ class EngineConfig:
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     attention: Literal["auto", "native", "gather"] = "auto"
     compiled: Literal["auto", "on", "off"] = "auto"
+    fused: Literal["auto", "on", "off"] = "auto"
     block_size: int = 16
     num_blocks: int | None = None
     window_num_blocks: int | None = None

@@ -13,6 +13,7 @@ from mlx.nn.layers.base import Module
 from numpy.typing import NDArray
 
 from mlxrt.attention import AttentionPath, PagedLayer, StepBinding, StepMetadata
+from mlxrt.attention.transfer import readable, readable_copy, to_device
 from mlxrt.core.step import SampledRow
 from mlxrt.engine.batch import Batch
 from mlxrt.engine.compiled import CompiledSteps, is_plain_decode
@@ -70,7 +71,7 @@ class StepGraph:
     def __post_init__(self) -> None:
         # Two threads must not wait for one array, nor may one wait for what another builds on:
         # the next step is built on the tokens.
-        object.__setattr__(self, "signal", self.arrays()[0] + 0)
+        object.__setattr__(self, "signal", readable_copy(self.arrays()[0]))
 
     def arrays(self) -> list[mx.array]:
         """What the device has to compute, the signal left out."""
@@ -125,6 +126,7 @@ class Forward:
         sampler: Sampler,
         *,
         compiles: bool = False,
+        is_fused: bool = False,
     ) -> None:
         self.path = path
         self.sampler = sampler
@@ -136,7 +138,9 @@ class Forward:
         self.compiled: CompiledSteps | None = None
         if compiles:
             bindings = [group.binding for group in groups]
-            self.compiled = CompiledSteps(self._decode_logits, bindings, self.layers, sampler)
+            self.compiled = CompiledSteps(
+                self._decode_logits, bindings, self.layers, sampler, is_fused=is_fused
+            )
 
     def pools(self) -> list[mx.array]:
         """The pool's arrays."""
@@ -197,7 +201,7 @@ class Forward:
         ids = _with_unread(batch.tokens, batch.parity, unread, batch.row_count)
         if sampling.is_greedy:
             tokens, finite = compiled.greedy(batch, ids)
-            sampled = Sampled(batch.row_count, tokens, finite)
+            sampled = Sampled(batch.row_count, tokens, readable(finite))
         else:
             logits = compiled.logits(batch, ids)[: batch.row_count]
             sampled = sample(logits, sampling, unread, sampler=self.sampler)
@@ -368,7 +372,7 @@ def _with_unread(
     """
     coded = tokens < 0
     if not coded.any():
-        return mx.array(tokens)
+        return to_device((tokens,))[0]
     if unread is None:
         raise RuntimeError("a row takes a token that no step in flight samples")
     # The codes are of the step before, whose parity is the other one.

@@ -95,6 +95,7 @@ class MlxEngine:
             assembled.runner.counters,
             attend_native=counts.native,
             attend_gather=counts.gather,
+            fused_layers=counts.fused,
             traces=assembled.runner.trace_count,
             sample_native=sampler.steps if sampler.name == "native" else 0,
             sample_plain=sampler.steps if sampler.name == "plain" else 0,

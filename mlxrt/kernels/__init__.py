@@ -20,6 +20,7 @@ else:
     _native = importlib.import_module(f"mlxrt.kernels.{'_native_cuda' if _cuda else '_native'}")
 
 add_rms_norm = _native.add_rms_norm
+native_module = _native
 built_mlx_version = _native.built_mlx_version
 copy_blocks = _native.copy_blocks
 counters = _native.counters
@@ -56,6 +57,7 @@ __all__ = [
     "gpu_refusal",
     "hold_pools",
     "kv_write",
+    "native_module",
     "norm_rope_write",
     "num_threads",
     "paged_attention",

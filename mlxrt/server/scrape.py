@@ -189,6 +189,7 @@ def _engine(page: _Page, engine: HasCounters) -> None:
     page.set("mlxrt_attention_calls_total", counts.attend_gather, "gather")
     page.set("mlxrt_sampled_steps_total", counts.sample_native, "native")
     page.set("mlxrt_sampled_steps_total", counts.sample_plain, "plain")
+    page.set("mlxrt_fused_layers_total", counts.fused_layers)
     for kind, size in engine.memory_bytes().items():
         page.set("mlxrt_memory_bytes", size, kind)
 

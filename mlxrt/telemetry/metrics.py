@@ -88,6 +88,7 @@ METRICS = (
     Metric("mlxrt_step_traces_total", _C, "Replayed steps that had to be traced first."),
     Metric("mlxrt_attention_calls_total", _C, "Attention calls of layers, by path.", ("path",)),
     Metric("mlxrt_sampled_steps_total", _C, "Steps that sampled, by sampler.", ("sampler",)),
+    Metric("mlxrt_fused_layers_total", _C, "Layers that ran in fused operations."),
     Metric("mlxrt_memory_bytes", _G,
            "MLX's active, cache and peak memory; limit, kv_pool and weights as planned.",
            ("kind",)),

@@ -1,4 +1,5 @@
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
@@ -19,6 +20,10 @@
 #include "mlxrt/thread_pool.h"
 #include "simd/dispatch.h"
 #include "src/gpu_shape.h"
+
+#ifdef MLXRT_HAS_TRANSFERS
+#include "cuda/transfer.h"
+#endif
 
 namespace nb = nanobind;
 namespace mx = mlx::core;
@@ -51,6 +56,28 @@ nb::dict counters() {
   }
   return counts;
 }
+
+#ifdef MLXRT_HAS_TRANSFERS
+
+using Numbers = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+
+std::vector<mx::array> upload(const std::vector<Numbers>& arrays) {
+  std::vector<mlxrt::cuda::HostNumbers> numbers;
+  for (const auto& array : arrays) {
+    const bool is_int64 = array.dtype() == nb::dtype<int64_t>();
+    if (!is_int64 && array.dtype() != nb::dtype<int32_t>()) {
+      throw std::invalid_argument("[upload] arrays must be int32 or int64");
+    }
+    mx::Shape shape;
+    for (size_t axis = 0; axis < array.ndim(); ++axis) {
+      shape.push_back(static_cast<mx::ShapeElem>(array.shape(axis)));
+    }
+    numbers.push_back({array.data(), std::move(shape), is_int64 ? mx::int64 : mx::int32});
+  }
+  return mlxrt::cuda::upload(numbers);
+}
+
+#endif
 
 } // namespace
 
@@ -104,6 +131,10 @@ NB_MODULE(MLXRT_MODULE, m) {
           return nb::make_tuple(sampled[0], sampled[1], sampled[2]);
         },
         "logits"_a, "rules"_a, nb::kw_only(), "stream"_a = nb::none());
+#ifdef MLXRT_HAS_TRANSFERS
+  m.def("upload", &upload, "arrays"_a);
+  m.def("to_host", &mlxrt::cuda::to_host, "a"_a);
+#endif
   m.def("gpu_refusal", &mlxrt::gpu::refusal, "q"_a, "k_pool"_a, "v_pool"_a);
 
   m.def("counters", &counters);

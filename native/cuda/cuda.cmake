@@ -62,8 +62,9 @@ file(WRITE "${CMAKE_CURRENT_BINARY_DIR}/fatbins.cpp"
   "const Fatbin fatbins[] = {\n${fatbin_entries}    {nullptr, nullptr},\n};\n\n} // namespace mlxrt::cuda\n")
 
 add_native_module(_native_cuda
-  cuda/eval_gpu.cpp cuda/driver.cpp cuda/kernel_table.cpp cuda/memory.cpp
+  cuda/eval_gpu.cpp cuda/driver.cpp cuda/kernel_table.cpp cuda/memory.cpp cuda/transfer.cpp
   "${CMAKE_CURRENT_BINARY_DIR}/fatbins.cpp" "${CMAKE_CURRENT_BINARY_DIR}/fatbins.S")
+target_compile_definitions(_native_cuda PRIVATE MLXRT_HAS_TRANSFERS)
 target_include_directories(_native_cuda SYSTEM PRIVATE
   "${MLXRT_CUDA_INCLUDE}" "${CMAKE_CURRENT_SOURCE_DIR}/cuda/shim")
 # What only mlx-cuda's libmlx has is found when the module is loaded.

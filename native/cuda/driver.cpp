@@ -28,6 +28,7 @@ Driver load() {
   find(library, d.module_load_data, MLXRT_TEXT(cuModuleLoadData));
   find(library, d.module_get_function, MLXRT_TEXT(cuModuleGetFunction));
   find(library, d.mem_alloc, MLXRT_TEXT(cuMemAlloc));
+  find(library, d.mem_alloc_host, MLXRT_TEXT(cuMemAllocHost));
   find(library, d.mem_free, MLXRT_TEXT(cuMemFree));
   find(library, d.memset_d8, MLXRT_TEXT(cuMemsetD8));
   find(library, d.synchronize, MLXRT_TEXT(cuCtxSynchronize));

@@ -11,6 +11,7 @@ struct Driver {
   decltype(&cuModuleLoadData) module_load_data;
   decltype(&cuModuleGetFunction) module_get_function;
   decltype(&cuMemAlloc) mem_alloc;
+  decltype(&cuMemAllocHost) mem_alloc_host;
   decltype(&cuMemFree) mem_free;
   decltype(&cuMemsetD8) memset_d8;
   decltype(&cuCtxSynchronize) synchronize;

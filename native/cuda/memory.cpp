@@ -12,6 +12,8 @@ namespace mlxrt::cuda {
 namespace {
 
 constexpr size_t smallest_bytes = 4096;
+// What MLX calls memory of no device; here it is pinned.
+constexpr int pinned = -1;
 
 // Buffers by size, a power of two; what is given back is used anew. Leaked, like MLX's own.
 class Buffers {
@@ -27,13 +29,19 @@ class Buffers {
         return buffer;
       }
     }
+    if (device == pinned) {
+      void* address = nullptr;
+      check(driver().mem_alloc_host(&address, bytes), "allocating pinned memory");
+      return new mx::cu::CudaBuffer{address, bytes, device};
+    }
     CUdeviceptr address = 0;
     check(driver().mem_alloc(&address, bytes), "allocating device memory");
     return new mx::cu::CudaBuffer{reinterpret_cast<void*>(address), bytes, device};
   }
 
-  void give_back(mx::cu::CudaBuffer* buffer) {
-    if (buffer->device < 0) {  // MLX moved it to unified memory, to read it on the host
+  // `device` is the one that it was taken for.
+  void give_back(int device, mx::cu::CudaBuffer* buffer) {
+    if (device != pinned && buffer->device < 0) {  // MLX moved it to unified memory, to read it on the host
       driver().mem_free(reinterpret_cast<CUdeviceptr>(buffer->data));
       delete buffer;
       return;
@@ -56,9 +64,13 @@ Buffers& buffers() {
 
 mx::allocator::Data allocate(int device, size_t bytes) {
   auto* buffer = buffers().take(device, bytes);
-  return {mx::allocator::Buffer(buffer), [](mx::allocator::Buffer b) {
-            buffers().give_back(static_cast<mx::cu::CudaBuffer*>(b.ptr()));
+  return {mx::allocator::Buffer(buffer), [device](mx::allocator::Buffer b) {
+            buffers().give_back(device, static_cast<mx::cu::CudaBuffer*>(b.ptr()));
           }};
+}
+
+mx::allocator::Data allocate_pinned(size_t bytes) {
+  return allocate(pinned, bytes);
 }
 
 mx::array& Scratch::reserve(mx::cu::CommandEncoder& encoder, size_t bytes) {

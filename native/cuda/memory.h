@@ -11,6 +11,10 @@ namespace mx = mlx::core;
 // Memory for an op's output, given back when MLX lets go of it: when all work on it has ended.
 mx::allocator::Data allocate(int device, size_t bytes);
 
+// Pinned memory, which host and device both address, for small arrays; given back likewise. MLX takes it
+// for memory that the host may read where it lies.
+mx::allocator::Data allocate_pinned(size_t bytes);
+
 // Scratch of the ops of one stream, kept between them. Each op that uses it must declare it an output,
 // so that MLX orders them; a larger one replaces it, and the old one lives until its users have ended.
 class Scratch {

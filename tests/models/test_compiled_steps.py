@@ -164,7 +164,7 @@ def test_a_trace_that_fails_fails_its_step_alone(
     forward = running.engine._assembled.runner._forward
     forward.compiled._functions.clear()
     with monkeypatch.context() as patched:
-        patched.setattr(kernels, "kv_write", _refuse)
+        patched.setattr(kernels, "paged_attention", _refuse)
         failure = running.run(decode[0]).failure
     assert failure is not None and failure.reason is Reason.EXECUTION_FAILED
     assert running.run(decode[1]).failure is None

@@ -347,7 +347,7 @@ def state(launch: Launch) -> Page:
 @moves(
     "mlxrt_forward_rows_total", "mlxrt_attention_calls_total", "mlxrt_memory_bytes",
     "mlxrt_engine_steps_total", "mlxrt_step_traces_total",
-    "mlxrt_sampled_steps_total",
+    "mlxrt_sampled_steps_total", "mlxrt_fused_layers_total",
 )  # fmt: skip
 def real_engine(launch: Launch) -> Page:
     with free_port() as address, ServerProcess(
@@ -369,7 +369,7 @@ def real_engine(launch: Launch) -> Page:
             session.step(prefill)
         with page.moves("mlxrt_engine_steps_total", 2, forward="replayed"), page.moves(
             "mlxrt_sampled_steps_total", 2, sampler="native"
-        ):  # fmt: skip
+        ), page.moves("mlxrt_fused_layers_total", 2 * layers):  # fmt: skip
             for _ in range(2):
                 session.step(StepRequest(decode_sequence_ids=[1, 2, 3]))
         for kind in ("active", "cache", "peak", "limit", "kv_pool", "weights"):
