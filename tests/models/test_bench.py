@@ -25,6 +25,7 @@ def _report(*arguments: str) -> Any:
 
 def test_bench_step_times_every_arm() -> None:
     options = ["--sequences", "2", "--repeats", "2", "--steps", "2", "--context", "20"]
+    options += ["--prefill", "2x20"]
     report = _report("step", "--model", "fake", "--model", "bundled", *options)
     assert report["device"].startswith(("cpu", "metal", "cuda"))
     assert [model["name"] for model in report["models"]] == ["fake", "bundled"]
@@ -32,12 +33,33 @@ def test_bench_step_times_every_arm() -> None:
         (cell,) = model["cells"]
         alone = cell.pop("mlx_lm_tokens_per_s")
         assert alone is None if model["name"] == "fake" else alone > 0
-        assert cell.pop("sequences") == 2
+        assert (cell.pop("sequences"), cell.pop("context")) == (2, 20)
+        assert cell.pop("sampled_stream_tokens_per_s") is None
         assert set(cell) == {
             "grpc_stream_tokens_per_s", "grpc_unary_tokens_per_s", "in_process_tokens_per_s",
             "overhead_ms_p50", "overhead_ms_p99",
         }  # fmt: skip
         assert all(value > 0 for value in cell.values())
+    (prefill,) = report["models"][1]["prefills"]
+    assert (prefill.pop("sequences"), prefill.pop("context")) == (2, 20)
+    assert len(prefill) == 2 and all(value > 0 for value in prefill.values())
+
+
+def test_bench_step_runs_the_arms_that_it_is_told_to_one_at_a_time() -> None:
+    options = ["--sequences", "1", "--repeats", "2", "--steps", "2", "--apart"]
+    options += ["--context", "20", "--context", "40", "--arm", "stream", "--arm", "sampled"]
+    report = _report("step", "--model", "bundled", *options)
+    for cell, context in zip(report["models"][0]["cells"], (20, 40), strict=True):
+        assert cell["context"] == context
+        ran = {name for name, value in cell.items() if name.endswith("per_s") and value}
+        assert ran == {"grpc_stream_tokens_per_s", "sampled_stream_tokens_per_s"}
+
+
+def test_bench_step_says_what_it_can_not_read() -> None:
+    for option, value in (("--prefill", "8"), ("--arm", "steam")):
+        done = _bench("step", "--model", "fake", option, value)
+        assert done.returncode == 2
+        assert value in done.stderr and "Traceback" not in done.stderr
 
 
 def test_bench_step_knows_its_models() -> None:
