@@ -9,6 +9,7 @@
 
 #include "simd/attention.h"
 #include "simd/rows.h"
+#include "tests/fused_check.h"
 
 #ifndef KERNEL_SET
 #define KERNEL_SET generic_kernels
@@ -135,6 +136,9 @@ double worst_difference(const Shape& s, unsigned seed) {
 } // namespace
 
 int main() {
+  if (!check_fused_rows(KERNEL_SET())) {
+    return 1;
+  }
   std::mt19937 random(1);
   const auto pick = [&](int low, int high) {
     return std::uniform_int_distribution<int>(low, high)(random);

@@ -68,7 +68,10 @@ def run(program: Path) -> subprocess.CompletedProcess[str]:
 
 def kernel_check(level: str, output: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     """Builds and runs the kernel check for one kernel set under ASan and UBSan."""
-    sources = ["tests/kernel_check.cpp", "simd/rows.cpp", f"simd/attention_{level}.cpp"]
+    sources = [
+        "tests/kernel_check.cpp", "tests/fused_check.cpp", "simd/rows.cpp",
+        f"simd/attention_{level}.cpp",
+    ]  # fmt: skip
     wanted = [f"-DKERNEL_SET={level}_kernels", *KERNEL_FLAGS[level], *flags]
     compile_with(ASAN, output, sources, *wanted)
     return run(output)
