@@ -123,6 +123,51 @@ def test_reads_of_a_pool_by_mlx_itself_are_registered_as_its_last_writer() -> No
     assert lines == [*(f"input {a} 0" for a in read), *(f"registered {p}" for p in pools)]
 
 
+Encoder = tuple[set[str], set[str]]
+"""What a command encoder of MLX has been told are inputs and outputs."""
+
+
+def encoder(what: str, names: list[str]) -> Encoder:
+    """Returns what an op tells the encoder that has it alone; `names` are those of its arrays."""
+    arrays, lines = told(what)
+    named = dict(zip(arrays, names, strict=True))  # scratch has no name
+    words = [line.split() for line in lines if line.split()[0] in {"input", "output", "registered"}]
+    words = [word for word in words if word[1] in named]
+    inputs = {named[word[1]] for word in words if word[0] != "registered"}
+    return inputs, {named[word[1]] for word in words if word[0] != "input"}
+
+
+def waited_for(encoders: list[Encoder]) -> list[set[int]]:
+    """Returns which encoders each waits for: the last that had one of its inputs as an output, and
+    whom those waited for. Source: `CommandEncoder::end_encoding` in mlx/backend/metal/device.cpp.
+    """
+    last: dict[str, int] = {}
+    waited: list[set[int]] = []
+    for index, (inputs, outputs) in enumerate(encoders):
+        direct = {last[name] for name in inputs if name in last}
+        waited.append(direct.union(*(waited[other] for other in direct)))
+        last.update(dict.fromkeys(outputs, index))
+    return waited
+
+
+def test_a_write_waits_for_what_mlx_itself_reads_in_another_command_buffer() -> None:
+    gather = {"k_pool", "v_pool", "blocks"}, {"keys", "values"}
+    hold = encoder("hold", ["keys", "values", "k_pool", "v_pool"])
+    write = encoder("kv_write", ["k_pool", "v_pool", "rows", "rows", "slots", "k_pool", "v_pool"])
+    assert waited_for([gather, hold, write])[2] == {0, 1}
+    assert waited_for([gather, write])[1] == set()  # what hold_pools is for
+
+
+@pytest.mark.parametrize("reader", ["attention", "copy_blocks"])
+def test_a_write_waits_for_what_our_own_operations_read(reader: str) -> None:
+    names = {
+        "attention": ["q", "k_pool", "v_pool", "tables", "starts", "contexts", "out"],
+        "copy_blocks": ["k_pool", "sources", "destinations", "k_pool"],
+    }[reader]
+    write = encoder("kv_write", ["k_pool", "v_pool", "rows", "rows", "slots", "k_pool", "v_pool"])
+    assert waited_for([encoder(reader, names), write])[1] == {0}
+
+
 @pytest.mark.parametrize(
     ("what", "reason"), [("strided", "is not row-contiguous"), ("unaligned", "no multiple of 16")]
 )
