@@ -203,8 +203,8 @@ class Forward:
             tokens, finite = compiled.greedy(batch, ids)
             sampled = Sampled(batch.row_count, tokens, readable(finite))
         else:
-            logits = compiled.logits(batch, ids)[: batch.row_count]
-            sampled = sample(logits, sampling, unread, sampler=self.sampler)
+            # Padding rows too: to leave them out would take one more operation.
+            sampled = sample(compiled.logits(batch, ids), sampling, unread, sampler=self.sampler)
         return StepGraph(sampled, None, None, is_compiled=True)
 
     def _decode_logits(self, tokens: mx.array) -> mx.array:

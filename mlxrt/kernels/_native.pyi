@@ -270,10 +270,12 @@ def sample(
 
     Weights are integers: e^((logit - largest) / temperature) in units of 2^-40, rounded down. Their
     sums are exact, so a row's result depends on its own logits and rules alone, to the bit: not on
-    the batch, on threads or on the instruction set.
+    the batch, on threads or on the instruction set. A GPU that divides, multiplies and adds float32
+    as IEEE 754 says gives the same bits.
 
     Args:
         logits: [S, V] float32, float16 or bfloat16, V at most 2^20. Minus infinity: not allowed.
+            On Metal the first one begins at a multiple of 16 bytes.
         rules: [R, 5] float32, R at least 1: temperature (0: greedy), top_k (0: off), top_p,
             min_p_depth (-ln(min_p), infinity: off), uniform (0 to 1, 1 excluded). Rows from R on
             are greedy, R may exceed S. A value out of its range counts as off, as 0 or as greedy.

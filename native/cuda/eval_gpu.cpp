@@ -311,8 +311,31 @@ void SwiGLU::eval_gpu(const std::vector<mx::array>& inputs, mx::array& output) {
   add_row_kernel(encoder, gpu::plan_gate(shape), {address(inputs[0]), address(output)});
 }
 
-void Sample::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
-  throw std::runtime_error("[sample] there is no GPU kernel for it");
+void Sample::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  auto& encoder = encoder_of(stream());
+  const int device = encoder.device().cuda_device();
+  std::vector<void*> addresses;
+  for (const auto& input : inputs) {
+    encoder.set_input_array(input);
+    addresses.push_back(address(input));
+  }
+  for (auto& output : outputs) {
+    output.set_data(cuda::allocate(device, output.nbytes()));
+    encoder.set_output_array(output);
+    addresses.push_back(address(output));
+  }
+  count_evaluation(Op::sample);
+  auto launch = gpu::plan_sample(gpu::sample_shape(inputs[0], inputs[1]));
+  if (launch.grid.x == 0) {
+    return;
+  }
+  std::vector<void*> arguments;
+  for (auto& one : addresses) {
+    arguments.push_back(&one);
+  }
+  arguments.push_back(&launch.params);
+  add_node(encoder, find_kernel(device, launch.key.name(), launch.key.name()),
+           dim3_of(launch.grid), launch.threads, launch.threadgroup_bytes, arguments);
 }
 
 } // namespace mlxrt

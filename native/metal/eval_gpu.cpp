@@ -121,8 +121,13 @@ void SwiGLU::eval_gpu(const std::vector<mx::array>& inputs, mx::array& output) {
   count_evaluation(Op::swiglu);
 }
 
-void Sample::eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) {
-  throw std::runtime_error("[sample] there is no GPU kernel for it");
+void Sample::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
+  for (auto& output : outputs) {
+    output.set_data(mx::allocator::malloc(output.nbytes()));
+  }
+  const auto shape = gpu::sample_shape(inputs[0], inputs[1]);
+  metal::encode(metal::plan_sample(shape), with_outputs(inputs, outputs), stream(), "sample");
+  count_evaluation(Op::sample);
 }
 
 } // namespace mlxrt

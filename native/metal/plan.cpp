@@ -153,8 +153,8 @@ void require_kernel(const Shape& shape) {
   }
 }
 
-template <class Params>
-Plan plan_of_one(const gpu::RowLaunch<Params>& launch, std::vector<Binding> buffers) {
+template <class Launch>
+Plan plan_of_one(const Launch& launch, std::vector<Binding> buffers) {
   Plan plan;
   if (launch.grid.x == 0 || launch.grid.y == 0) {
     return plan;
@@ -206,6 +206,15 @@ Plan plan_swiglu(const gpu::RowShape& shape) {
   require_kernel(shape);
   enum { gate_up, out };
   return plan_of_one(gpu::plan_gate(shape), {{gate_up, Use::read}, {out, Use::write}});
+}
+
+Plan plan_sample(const gpu::SampleShape& shape) {
+  enum { logits, rules, tokens, finite, least };
+  return plan_of_one(gpu::plan_sample(shape), {{logits, Use::read},
+                                               {rules, Use::read},
+                                               {tokens, Use::write},
+                                               {finite, Use::write},
+                                               {least, Use::write}});
 }
 
 } // namespace mlxrt::metal

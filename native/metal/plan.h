@@ -83,4 +83,7 @@ Plan plan_add_rms_norm(const gpu::RowShape& shape);
 // Arrays: gate_up; the output.
 Plan plan_swiglu(const gpu::RowShape& shape);
 
+// Arrays: logits, rules; tokens, finite and least as outputs.
+Plan plan_sample(const gpu::SampleShape& shape);
+
 } // namespace mlxrt::metal

@@ -18,6 +18,7 @@
   SOURCE(norm_rope_write)         \
   SOURCE(params)                  \
   SOURCE(rows)                    \
+  SOURCE(sample)                  \
   SOURCE(swiglu)
 
 #if defined(__APPLE__)

@@ -85,6 +85,14 @@ RowShape row_shape(const mx::array& rows, float eps) {
           .eps = eps};
 }
 
+SampleShape sample_shape(const mx::array& logits, const mx::array& rules) {
+  return {.element = element_of(logits.dtype()),
+          .num_rows = logits.shape(0),
+          .vocabulary = logits.shape(1),
+          .rule_rows = rules.shape(0),
+          .is_aligned = logits.offset() % 16 == 0};
+}
+
 WriteParams write_params(const mx::array& k_pool, const mx::array& v_pool) {
   const int64_t slots = static_cast<int64_t>(k_pool.shape(0)) * k_pool.shape(1);
   if (slots > INT32_MAX) {

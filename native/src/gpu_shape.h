@@ -27,6 +27,8 @@ NormRopeShape norm_rope_shape(const std::vector<mx::array>& inputs,
 // Of an array [T, N]: what add_rms_norm takes and swiglu gives.
 RowShape row_shape(const mx::array& rows, float eps = 0.0f);
 
+SampleShape sample_shape(const mx::array& logits, const mx::array& rules);
+
 // Throws std::runtime_error "[op] reason" if no kernel serves the call.
 template <class Shape>
 void require_kernel(const Shape& shape, const char* op) {

@@ -1,6 +1,6 @@
 // Encodes one call of each op with the recording encoder and prints what it was told. Arguments:
-// "attention", "kv_write", "norm_rope_write", "copy_blocks", "hold", "cores" and the name of an
-// architecture, or "strided" and "unaligned", which must be refused.
+// "attention", "kv_write", "norm_rope_write", "sample", "copy_blocks", "hold", "cores" and the name of
+// an architecture, or "strided" and "unaligned", which must be refused.
 
 #include <cstdio>
 #include <cstring>
@@ -77,6 +77,13 @@ void run(const char* what, const mx::Stream& stream) {
                                                .head_dim = 16, .pairs = 8, .num_slots = 16,
                                                .norms_keys = true}),
                   arrays, stream, what);
+  } else if (!std::strcmp(what, "sample")) {
+    auto arrays = filled({{3, 9}, {2, 5}}, mx::float32);
+    arrays.push_back(filled({{3}}, mx::int32)[0]);
+    arrays.push_back(filled({{3}}, mx::bool_)[0]);
+    arrays.push_back(filled({{3}}, mx::float32)[0]);
+    show(arrays);
+    metal::encode(metal::plan_sample({0, 3, 9, 2}), arrays, stream, what);
   } else if (!std::strcmp(what, "copy_blocks")) {
     const auto arrays = filled({{4, 8}, {2}, {2}, {4, 8}}, mx::float32);
     show(arrays);

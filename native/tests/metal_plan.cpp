@@ -56,6 +56,10 @@ metal::Plan plan_of(const std::string& op) {
     shape.scale = static_cast<float>(number("scale", 1));
     return metal::plan_norm_rope_write(shape);
   }
+  if (op == "sample") {
+    return metal::plan_sample({integer("element"), integer("num_rows"), integer("vocabulary"),
+                               integer("rule_rows")});
+  }
   const gpu::RowShape rows{integer("element"), integer("num_rows"), integer("size"),
                            static_cast<float>(number("eps"))};
   if (op == "add_rms_norm") {

@@ -185,3 +185,20 @@ def test_the_fused_kernels_are_those_that_are_planned(
              plan("norm_rope_write", *rows, *heads)]  # fmt: skip
     planned = {dispatch.kernel for what in plans for dispatch in what.dispatches}
     assert planned == set(re.findall(r"\.entry (\w+)", ptx.read_text())) and len(planned) == 3
+
+
+@pytest.mark.parametrize("element", [0, 1, 2])
+def test_the_sampling_kernel_is_the_one_that_is_planned(
+    element: int, toolkit: Path, tmp_path: Path
+) -> None:
+    name, ptx = f"sample_element{element}", tmp_path / "sample.ptx"
+    run(
+        toolkit / "bin" / "nvcc", "-std=c++17", "-ptx", "-arch=compute_90",
+        "-I", NATIVE / "kernels" / "gpu", NATIVE / "cuda" / f"{name}.cu", "-o", ptx,
+    )  # fmt: skip
+    shape = [("element", element), ("num_rows", 1), ("vocabulary", 9), ("rule_rows", 1)]
+    assert [dispatch.kernel for dispatch in plan("sample", *shape).dispatches] == [name]
+    text = ptx.read_text()
+    assert re.findall(r"\.entry (\w+)", text) == [name]
+    # Weights are the reference's to the bit: no product is fused with a sum.
+    assert "fma.rn.f32" not in text and "mul.rn.f32" in text

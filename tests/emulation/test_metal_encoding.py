@@ -93,6 +93,16 @@ def test_the_fused_write_goes_to_the_new_handles_and_takes_the_weights_there_are
     assert any(line.startswith("library mlxrt_norm_rope_write_element0") for line in lines)
 
 
+def test_sampling_reads_two_arrays_and_writes_three() -> None:
+    arrays, lines = told("sample")
+    assert [line for line in lines if line.startswith(("input", "output"))] == [
+        *(f"input {array} {i}" for i, array in enumerate(arrays[:2])),
+        *(f"output {array} {i}" for i, array in enumerate(arrays[2:], 2)),
+    ]
+    assert "dispatch 3 1 1 by 512 1 1" in lines
+    assert any(line.startswith("library mlxrt_sample_element0") for line in lines)
+
+
 @pytest.mark.parametrize(
     ("architecture", "cores"),
     [("applegpu_g17p", 6), ("applegpu_g13g", 10), ("applegpu_g16s", 32), ("applegpu_g14d", 64),

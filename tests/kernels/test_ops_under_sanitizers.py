@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 OPS = (
     "kv_write", "copy_blocks", "paged_attention", "fused_ops", "compiled", "refusals", "invariance",
+    "sample",
 )  # fmt: skip
 LIBRARIES = ("libasan.so", "libubsan.so", "libstdc++.so")
 

@@ -33,8 +33,28 @@ extern __shared__ uint4 mlxrt_threadgroup_memory[];
 #define SIMDGROUP static_cast<int>(threadIdx.x >> 5)
 #define THREADGROUP_BARRIER() __syncthreads()
 
+typedef unsigned char uchar;
+typedef unsigned long ulong;
+
 INLINE float shuffle_xor(float value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
+INLINE uint shuffle_xor(uint value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
+// Each rounded to nearest, whatever stands beside it: never part of a fused operation.
+INLINE float rounded_product(float a, float b) {
+  return __fmul_rn(a, b);
+}
+
+INLINE float rounded_sum(float a, float b) {
+  return __fadd_rn(a, b);
+}
+
+INLINE float rounded_quotient(float a, float b) {
+  return __fdiv_rn(a, b);
 }
 
 INLINE float bits_to_float(uint bits) {
@@ -150,6 +170,24 @@ using namespace metal;
 
 INLINE float shuffle_xor(float value, int mask) {
   return simd_shuffle_xor(value, ushort(mask));
+}
+
+INLINE uint shuffle_xor(uint value, int mask) {
+  return simd_shuffle_xor(value, ushort(mask));
+}
+
+INLINE float rounded_product(float a, float b) {
+  _Pragma("clang fp contract(off)")
+  return a * b;
+}
+
+INLINE float rounded_sum(float a, float b) {
+  _Pragma("clang fp contract(off)")
+  return a + b;
+}
+
+INLINE float rounded_quotient(float a, float b) {
+  return a / b;
 }
 
 INLINE float bits_to_float(uint bits) {

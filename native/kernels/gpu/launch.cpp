@@ -245,4 +245,13 @@ RowLaunch<GateParams> plan_gate(const RowShape& shape) {
           .threadgroup_bytes = 16};
 }
 
+SampleLaunch plan_sample(const SampleShape& shape) {
+  const bool is_whole = shape.vocabulary % (shape.element == 0 ? 4 : 8) == 0;
+  return {.key = {"sample", shape.element},
+          .params = {.vocabulary = shape.vocabulary,
+                     .rule_rows = shape.rule_rows,
+                     .by_vectors = shape.is_aligned && is_whole},
+          .grid = {shape.num_rows, 1, 1}};
+}
+
 } // namespace mlxrt::gpu

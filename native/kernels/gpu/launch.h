@@ -104,4 +104,24 @@ std::string why_not(const RowShape& shape);
 RowLaunch<AddNormParams> plan_add_norm(const RowShape& shape);
 RowLaunch<GateParams> plan_gate(const RowShape& shape);
 
+// A call of sample as its arguments' shapes describe it.
+struct SampleShape {
+  int element;
+  int num_rows;
+  int vocabulary;
+  int rule_rows;
+  bool is_aligned = true;  // the logits begin at a multiple of 16 bytes
+};
+
+struct SampleLaunch {
+  static constexpr int threads = 32 * SAMPLE_SIMDGROUPS;
+  // A thread's bins hold 8 bytes each; of what Metal has, it is all.
+  static constexpr int threadgroup_bytes = 8 * SAMPLE_BINS * threads;
+  RowKey key;
+  SampleParams params;
+  Grid grid;  // nothing to launch where x is 0
+};
+
+SampleLaunch plan_sample(const SampleShape& shape);
+
 } // namespace mlxrt::gpu

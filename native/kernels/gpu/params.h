@@ -52,6 +52,16 @@ struct GateParams {
   int vectors;        // of 16 bytes in half a row
 };
 
+struct SampleParams {
+  int vocabulary;
+  int rule_rows;      // the others are greedy
+  int by_vectors;     // every row begins at a multiple of 16 bytes
+};
+
+#define SAMPLE_SIMDGROUPS 16
+#define SAMPLE_BINS 8   // half as many as simd-groups, which add them up
+#define SAMPLE_RULES 5  // numbers in a row of rules
+
 // Bounds of part_size.
 #define SMALLEST_PART 64
 #define LARGEST_PART 4096

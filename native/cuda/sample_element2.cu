@@ -1,0 +1,3 @@
+// The sampling kernel for bfloat16.
+#define ELEMENT 2
+#include "sample.h"

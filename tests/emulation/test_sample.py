@@ -1,0 +1,167 @@
+"""The sampling kernel by the plan of the Metal host, on the emulator: the bits of the reference."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from emulator import Fault, Machine, Order, Refused
+from emulator.address_spaces import check_address_spaces, has_clang
+from emulator.ops import Plan, plan, run_plan
+
+from mlxrt import kernels
+from mlxrt.check import kernel_cases
+from mlxrt.check.kernel_cases import SampleCall
+from mlxrt.kernels import reference
+
+ELEMENTS = {mx.float32: 0, mx.float16: 1, mx.bfloat16: 2}
+OFF = [1.0, 0.0, 1.0, np.inf]
+"""Temperature, and rules that change nothing."""
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def sample_plan(call: SampleCall) -> Plan:
+    """Returns the Metal host's plan of a call."""
+    rows, vocabulary = call.logits.shape
+    shape = {
+        "element": ELEMENTS[call.logits.dtype], "num_rows": rows, "vocabulary": vocabulary,
+        "rule_rows": call.rules.shape[0],
+    }  # fmt: skip
+    return plan("sample", *shape.items())
+
+
+def emulated(call: SampleCall, order: Order, seed: int = 0, what: Plan | None = None) -> Arrays:
+    """Returns tokens, finite and least as the emulator computes them."""
+    logits = call.logits.view(mx.uint16) if call.logits.dtype == mx.bfloat16 else call.logits
+    rows = len(logits)
+    outputs = [np.empty(rows, np.int32), np.empty(rows, np.uint8), np.empty(rows, np.float32)]
+    inputs = [np.array(logits), np.array(call.rules)]
+    tokens, finite, least = run_plan(
+        Machine(order, seed), what or sample_plan(call), inputs, outputs
+    )
+    return tokens, finite.astype(bool), least
+
+
+def expected(call: SampleCall) -> Arrays:
+    """Returns the same by the reference, and asserts that the CPU's kernel agrees."""
+    arrays = [np.array(a) for a in reference.sample(call.logits, call.rules)]
+    for one, other in zip(kernels.sample(call.logits, call.rules), arrays, strict=True):
+        np.testing.assert_array_equal(np.array(one), other)
+    return arrays[0], arrays[1], arrays[2]
+
+
+def call_of(logits: np.ndarray, rules: list[list[float]], dtype: mx.Dtype) -> SampleCall:
+    """Builds a call of NumPy logits."""
+    return SampleCall(
+        mx.array(logits.astype(np.float32)).astype(dtype), mx.array(np.array(rules, np.float32))
+    )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_calls(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for draw in range(2):
+        call = kernel_cases.draw_sample(rng, vocabulary_max=2500, rows_max=4)
+        actual = emulated(call, Order((seed + draw) % 4), seed)
+        for one, other in zip(actual, expected(call), strict=True):
+            np.testing.assert_array_equal(one, other, str(call.rules.tolist()))
+
+
+@pytest.mark.parametrize("dtype", ELEMENTS, ids=str)
+def test_rows_that_begin_anywhere(dtype: mx.Dtype) -> None:
+    """Rows of 1,537 logits of two bytes begin at no multiple of four; others are read by vectors,
+    unless they begin elsewhere as a whole.
+    """
+    rules = [[0.8, 40, 0.9, 4.0, 0.7], [1, 0, 0.8, np.inf, 0.2], [0, 0, 1, 0, 0], [*OFF, 0.999]]
+    for vocabulary, by_vectors in ((1537, 0), (1536, 1)):
+        logits = np.random.default_rng(3).standard_normal((4, vocabulary)) * 2
+        call = call_of(logits, rules, dtype)
+        what = sample_plan(call)
+        assert np.frombuffer(what.dispatches[0].params, np.int32).tolist() == [
+            vocabulary, 4, by_vectors,
+        ]  # fmt: skip
+        for one, other in zip(emulated(call, Order.SHUFFLED), expected(call), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_order_changes_no_bit() -> None:
+    logits = np.random.default_rng(4).standard_normal((3, 1100)) * 3
+    rules = [[0.9, 100, 0.9, np.inf, 0.9], [1, 0, 0.95, np.inf, 0.5], [*OFF, 0.5]]
+    call = call_of(logits, rules, mx.float32)
+    found = {repr([a.tolist() for a in emulated(call, order, 5)]) for order in Order}
+    assert len(found) == 1
+
+
+def test_thresholds_among_ties_and_far_apart() -> None:
+    """Ranges of keys that do not shrink at once: few values, values close together, and a mask."""
+    rng = np.random.default_rng(6)
+    few = rng.choice([0.0, -1.0, -1.0, -8.0], 1300)
+    close = 1.0 + rng.integers(0, 5, 1300) * 2.0**-23
+    masked = np.where(rng.random(1300) < 0.99, -np.inf, rng.standard_normal(1300))
+    steep = -np.exp(rng.uniform(-60, 60, 1300))
+    logits = np.stack([few, few, close, close, masked, masked, steep, steep])
+    rules = [[1.0, 700, 1.0, np.inf, 0.9], [2.0, 0, 0.6, np.inf, 0.9]] * 4
+    call = call_of(logits, rules, mx.float32)
+    for one, other in zip(emulated(call, Order.DESCENDING), expected(call), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+PLANTED = {
+    "no barrier before bins are added up": (
+        "  THREADGROUP_BARRIER();\n\n  // Two simd-groups", "  // Two simd-groups"),
+    "no barrier after it": (
+        "  sum = sum_of_lanes(sum);\n  THREADGROUP_BARRIER();\n", "  sum = sum_of_lanes(sum);\n"),
+    "bins not cleared": ("own[b * THREADS] = 0u;", ""),
+    "a bin for two": ("memory + place.index;", "memory + place.index / 2;"),
+    "half of a bin": ("t += 2 * LANES", "t += 4 * LANES"),
+    "one logit too many": (
+        "i < row.count ? i : row.count - 1", "i"),
+    "a target not rounded up": ("share_of(total, fraction, true)", "0u * total + 1u"),
+    "a limit one key early": ("return low;\n}\n\n// Rule 7", "return low - 1u;\n}\n\n// Rule 7"),
+    "a draw at its boundary": ("memory[chosen] <= below", "memory[chosen] < below"),
+    "pieces in another order": ("begin += chosen * piece", "begin += (chosen ^ 1) * piece"),
+    "the last of the largest": ("ulong(NO_KEY - i)", "ulong(i)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_bugs_are_found(name: str) -> None:
+    old, new = PLANTED[name]
+    rng = np.random.default_rng(7)
+    logits = np.round(rng.standard_normal((4, 1023)) * 4) / 4
+    logits[1] = np.where(np.arange(1023) < 512, 0.0, -np.inf)  # a quarter ends with a piece
+    rules = [[0, 0, 1, 0, 0], [*OFF, 0.25], [1, 30, 1, np.inf, 0.4], [1, 0, 0.8, np.inf, 0.7]]
+    call = call_of(logits, rules, mx.float32)
+    what = sample_plan(call)
+    texts = {library: text.replace(old, new) for library, text in what.texts.items()}
+    assert texts != what.texts, old
+    try:
+        actual = emulated(call, Order.SHUFFLED, what=dataclasses.replace(what, texts=texts))
+    except Fault:
+        return
+    same = [np.array_equal(a, b) for a, b in zip(actual, expected(call), strict=True)]
+    assert not all(same)
+
+
+@pytest.mark.skipif(not has_clang(), reason="clang comes with ziglang")
+@pytest.mark.parametrize("element", ELEMENTS.values())
+def test_address_spaces(element: int) -> None:
+    shape = {"element": element, "num_rows": 1, "vocabulary": 9, "rule_rows": 1}
+    (text,) = plan("sample", *shape.items()).texts.values()
+    check_address_spaces(text)
+    for old, new in (
+        ("THREADGROUP ulong* own = memory", "THREAD ulong* own = memory"),
+        ("(THREADGROUP ulong*)THREADGROUP_MEMORY", "(DEVICE ulong*)THREADGROUP_MEMORY"),
+        ("  DEVICE const LOGIT* logits;", "  THREAD const LOGIT* logits;"),
+        ("tokens[GROUP_X] = token", "rules[GROUP_X] = token"),
+    ):
+        assert old in text
+        with pytest.raises(Refused, match=r"line|kernel\.metal"):
+            check_address_spaces(text.replace(old, new))
+
+
+def test_nothing_is_launched_for_no_rows() -> None:
+    shape = {"element": 0, "num_rows": 0, "vocabulary": 9, "rule_rows": 1}
+    assert not plan("sample", *shape.items()).dispatches
