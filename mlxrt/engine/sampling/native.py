@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxrt import kernels
+from mlxrt.attention.transfer import HAS_TRANSFERS, to_device
 from mlxrt.engine.sampling.batch import SamplingBatch
 from mlxrt.engine.sampling.draw import scale
 from mlxrt.engine.sampling.rules import DrawRules
@@ -32,7 +33,8 @@ class NativeSampler:
         if batch.draws is None:
             tokens, finite, _ = kernels.sample(logits, self._greedy)
             return Picked(tokens, finite, None)
-        tokens, finite, least = kernels.sample(logits, mx.array(_table(batch.draws, batch.count)))
+        rules = _on_device(_table(batch.draws, batch.count))
+        tokens, finite, least = kernels.sample(logits, rules)
         if batch.drawn_logprobs is None:
             return Picked(tokens, finite, None)
         return Picked(tokens, finite, _kept(logits, least, batch.draws))
@@ -44,6 +46,13 @@ def _table(draws: DrawRules, count: int) -> np.ndarray:
     columns = [draws.temperature, draws.top_k, draws.top_p, -draws.log_min_p, draws.uniform]
     table[draws.rows] = np.stack(columns, axis=1)
     return table
+
+
+def _on_device(table: np.ndarray) -> mx.array:
+    if HAS_TRANSFERS:
+        (bits,) = to_device([table.view(np.int32)])
+        return bits.view(mx.float32)
+    return mx.array(table)
 
 
 def _kept(logits: mx.array, least: mx.array, draws: DrawRules) -> mx.array:
