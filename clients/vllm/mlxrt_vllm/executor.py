@@ -35,7 +35,7 @@ class Flight:
     """A SchedulerOutput that was sent and not yet given back."""
 
     plan: Plan
-    futures: list[Future[v1.StepResponse]]
+    response: Future[v1.StepResponse]
 
 
 class StepFuture(Future[ModelRunnerOutput]):
@@ -125,16 +125,16 @@ class MlxrtExecutor(Executor):
     def execute_model(
         self, scheduler_output: SchedulerOutput, non_block: bool = False
     ) -> ModelRunnerOutput | Future[ModelRunnerOutput | None] | None:
-        """Sends the steps. What they sample is read by `sample_tokens`.
+        """Sends the step. What it samples is read by `sample_tokens`.
 
         Returns:
             None, or a future of it: vLLM's sign that `sample_tokens` has the answer. Where nothing
             is scheduled, an empty output.
         """
         plan = self._translator.translate(scheduler_output)
-        output = None if plan.entries else EMPTY_MODEL_RUNNER_OUTPUT
-        if plan.entries:
-            flight = Flight(plan, [self.connection.submit(step) for step in plan.steps])
+        output = EMPTY_MODEL_RUNNER_OUTPUT if plan is None else None
+        if plan is not None:
+            flight = Flight(plan, self.connection.submit(plan.step))
             self._flights.append(flight)
             self._unsampled.append(flight)
             self.inflight_max = max(self.inflight_max, len(self._flights))
@@ -153,20 +153,19 @@ class MlxrtExecutor(Executor):
         `execute_model`.
         """
         flight = self._unsampled.popleft()
-        if flight.plan.deferred:
+        if flight.plan.step.defer_sampling:
             size = self.connection.model.vocabulary_size
             masks = token_masks(flight.plan, grammar_output, size)
-            for step, of_step in zip(flight.futures, masks, strict=True):
-                self.connection.sample(step, of_step)
-                self.counts.masks += len(of_step)
+            self.connection.sample(flight.response, masks)
+            self.counts.masks += len(masks)
         future = StepFuture(lambda: self._collect(flight))
         return future if non_block else future.result()
 
     def _collect(self, flight: Flight) -> ModelRunnerOutput:
-        """Waits for the answers to the oldest flight and notes what they say."""
-        responses = [self.connection.answer(future) for future in flight.futures]
+        """Waits for the answer to the oldest flight and notes what it says."""
+        response = self.connection.answer(flight.response)
         assert self._flights.popleft() is flight
-        answers = Answers(flight.plan, responses)
+        answers = Answers(flight.plan, response)
         found = [answers.of(entry) for entry in flight.plan.entries]
         self._sampled = []
         for entry, answer in zip(flight.plan.entries, found, strict=True):

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 def token_masks(
     plan: Plan, grammar: GrammarOutput | None, vocabulary_size: int
-) -> list[list[v1.TokenMask]]:
-    """Returns the masks of each of the plan's steps.
+) -> list[v1.TokenMask]:
+    """Returns the masks of the plan's step.
 
     Args:
-        plan: whose steps deferred their sampling.
+        plan: whose step deferred its sampling.
         grammar: rows for each constrained request, in a block of as many as a request has drafts at
             most, and one more; None for none.
         vocabulary_size: of the model.
     """
-    masks: list[list[v1.TokenMask]] = [[] for _ in plan.steps]
+    masks: list[v1.TokenMask] = []
     if grammar is None:
         return masks
     ids = grammar.structured_output_request_ids
@@ -39,5 +39,5 @@ def token_masks(
         mask = messages.token_mask(
             entry.sequence.number, vocabulary_size, [row.tobytes() for row in chosen]
         )
-        masks[entry.wave].append(mask)
+        masks.append(mask)
     return masks

@@ -31,19 +31,14 @@ class Answer:
 
 
 class Answers:
-    """The responses to one plan's steps, looked up by entry."""
+    """The response to a plan's step, looked up by entry."""
 
-    def __init__(self, plan: Plan, responses: list[v1.StepResponse]) -> None:
-        """One response for each step, in order."""
-        self._responses = responses
-        self._item_offsets = [
-            len(response.results) - len(step.items)
-            for step, response in zip(plan.steps, responses, strict=True)
-        ]
-        self._extras = [
-            {result.sequence_id: result for result in response.results[:offset]}
-            for response, offset in zip(responses, self._item_offsets, strict=True)
-        ]
+    def __init__(self, plan: Plan, response: v1.StepResponse) -> None:
+        """Takes the response apart."""
+        self._response = response
+        self._item_offset = len(response.results) - len(plan.step.items)
+        extras = response.results[: self._item_offset]
+        self._extras = {result.sequence_id: result for result in extras}
 
     def of(self, entry: Entry) -> Answer:
         """The entry's answer.
@@ -51,9 +46,9 @@ class Answers:
         Raises:
             SequenceFailedError: the sequence failed alone.
         """
-        response = self._responses[entry.wave]
+        response = self._response
         if entry.item is not None:
-            result = response.results[self._item_offsets[entry.wave] + entry.item]
+            result = response.results[self._item_offset + entry.item]
             _raise_failure(result, entry)
             return Answer(
                 list(result.token_ids),
@@ -62,7 +57,7 @@ class Answers:
                 result.prompt_logprobs if result.HasField("prompt_logprobs") else None,
             )
         assert entry.column is not None
-        extra = self._extras[entry.wave].get(entry.sequence.number)
+        extra = self._extras.get(entry.sequence.number)
         if extra is not None:
             _raise_failure(extra, entry)
         logprobs = [response.logprobs[entry.column]] if response.logprobs else []

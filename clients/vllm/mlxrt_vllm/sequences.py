@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Row
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from mlxrt_client import v1
@@ -87,19 +87,13 @@ class Window:
 
 @dataclass(slots=True)
 class Pool:
-    """The leased blocks: the server's id for each of vLLM's, and how far each is computed.
+    """The leased blocks: the server's id for each of vLLM's.
 
     Attributes:
         leased: by group, the server's ids; entry 0 is the hole, which is vLLM's null block.
-        filled: by group, computed positions of each block once every step sent has committed.
     """
 
     leased: list[list[int]]
-    filled: list[list[int]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Nothing is computed yet."""
-        self.filled = [[0] * len(ids) for ids in self.leased]
 
     def tables(self, block_ids: Row[Row[int]]) -> list[v1.BlockTable]:
         """vLLM's ids by group as the server's tables; groups without blocks are left out."""

@@ -1,9 +1,7 @@
 """vLLM's SchedulerOutput as steps of mlxrt.v1.
 
-vLLM counts a block as computed once it has *scheduled* its tokens: a request may start behind a
-prefix that another one computes in the very same step. A row of mlxrt reads what earlier steps
-computed, so such a request goes into a step of its own right behind: a SchedulerOutput becomes one
-step, seldom two.
+A SchedulerOutput becomes one step. Its requests stand in vLLM's order, in which one that starts
+behind a prefix comes after the one that computes it, perhaps in the very same step.
 """
 
 from __future__ import annotations
@@ -27,7 +25,6 @@ class Entry:
     """What one request does in a SchedulerOutput, and where its answer stands.
 
     Attributes:
-        wave: index of the step that it rides in.
         column: its index among the step's decode ids; None where it is an item.
         item: its index among the step's items; None where it is in the column.
         drafts: tokens to verify.
@@ -43,7 +40,6 @@ class Entry:
     replaced: list[list[int]] | None = None
     appended: list[list[int]] | None = None
     holes: dict[int, int] = field(default_factory=dict)
-    wave: int = 0
     column: int | None = None
     item: int | None = None
 
@@ -55,28 +51,30 @@ class Entry:
 
 @dataclass(slots=True)
 class Plan:
-    """The steps of one SchedulerOutput and what each of its requests does in them.
+    """The step of one SchedulerOutput and what each of its requests does in it.
 
     Attributes:
         entries: in vLLM's order.
-        steps: to be sent in this order.
-        deferred: they wait for masks before they sample.
     """
 
     entries: list[Entry]
-    steps: list[v1.StepRequest]
-    deferred: bool = False
+    step: v1.StepRequest
 
 
 @dataclass(slots=True)
 class Counts:
-    """What was sent, for tests and for the log at the end."""
+    """What was sent, for tests and for the log at the end.
+
+    Attributes:
+        prefix_rows: positions behind which requests started.
+        same_step_prefixes: requests that started behind what others computed in the same step.
+    """
 
     steps: int = 0
     mixed_steps: int = 0
-    split_outputs: int = 0
     prefilled_rows: int = 0
     prefix_rows: int = 0
+    same_step_prefixes: int = 0
     preemptions: int = 0
     resumptions: int = 0
     drafts: int = 0
@@ -86,9 +84,9 @@ class Counts:
 
 
 class Translator:
-    """Keeps the sequences and turns each SchedulerOutput into steps.
+    """Keeps the sequences and turns each SchedulerOutput into a step.
 
-    One thread, vLLM's engine's. A SchedulerOutput is translated once; its steps are sent in order.
+    One thread, vLLM's engine's. A SchedulerOutput is translated once; steps are sent in order.
     """
 
     def __init__(
@@ -105,26 +103,23 @@ class Translator:
         self._releases: list[int] = []
         self._preempted: dict[str, Sequence] = {}
 
-    def translate(self, output: SchedulerOutput) -> Plan:
-        """Returns the steps; without rows there are none, and the rest waits for the next ones."""
+    def translate(self, output: SchedulerOutput) -> Plan | None:
+        """Returns the step; None where nothing has rows: the rest waits for the next one."""
         self._forget(output)
         entries = self._entries(output)
         if not entries:
-            return Plan([], [])
-        waves = self._assign_waves(entries)
-        deferred = output.has_structured_output_requests
-        steps = [v1.StepRequest(defer_sampling=deferred) for _ in range(waves)]
-        first = steps[0]
-        first.release_sequence_ids.extend(self._releases)
+            return None
+        step = v1.StepRequest(defer_sampling=output.has_structured_output_requests)
+        step.release_sequence_ids.extend(self._releases)
         for sequence in self._preempted.values():
-            first.items.add(sequence_id=sequence.number, replace=v1.ReplaceTables())
+            step.items.add(sequence_id=sequence.number, replace=v1.ReplaceTables())
         self._releases, self._preempted = [], {}
         for entry in entries:
-            self._place(entry, steps[entry.wave])
+            self._place(entry, step)
         for copy in output.kv_cache_block_copies or ():
-            self._copy(copy.src_block_id, copy.dst_block_id, first)
-        self._count(entries, waves)
-        return Plan(entries, steps, deferred)
+            self._copy(copy.src_block_id, copy.dst_block_id, step)
+        self._count(entries)
+        return Plan(entries, step)
 
     def _forget(self, output: SchedulerOutput) -> None:
         """Queues what has ended, or lost its blocks, since the last steps."""
@@ -229,30 +224,6 @@ class Translator:
                 sequence.tables[group][:holes] = [0] * holes
                 self.counts.holes += 1
 
-    def _assign_waves(self, entries: list[Entry]) -> int:
-        """Puts each entry behind those whose rows it reads; returns the number of waves."""
-        written: dict[tuple[int, int], int] = {}
-        for entry in entries:
-            if entry.fresh and entry.start:
-                entry.wave = max(
-                    (written.get(key, -1) + 1 for key in self._blocks_read(entry)), default=0
-                )
-            self._mark_writes(entry, written)
-        return 1 + max(entry.wave for entry in entries)
-
-    def _blocks_read(self, entry: Entry) -> Iterator[tuple[int, int]]:
-        for group, window in enumerate(self._windows):
-            first = window.first_read(entry.start) // self._block_size
-            for block in entry.sequence.tables[group][first : -(-entry.start // self._block_size)]:
-                yield group, block
-
-    def _mark_writes(self, entry: Entry, written: dict[tuple[int, int], int]) -> None:
-        end = entry.end + len(entry.drafts)
-        indices = range(entry.start // self._block_size, (end - 1) // self._block_size + 1)
-        for group, table in enumerate(entry.sequence.tables):
-            for index in indices:
-                written[group, table[index]] = entry.wave
-
     def _place(self, entry: Entry, step: v1.StepRequest) -> None:
         """Puts the entry into its step, and counts on the step's success."""
         sequence = entry.sequence
@@ -312,12 +283,32 @@ class Translator:
                 destination_block_id=leased[destination],
             )
 
-    def _count(self, entries: list[Entry], waves: int) -> None:
+    def _count(self, entries: list[Entry]) -> None:
         counts = self.counts
-        counts.steps += waves
-        counts.split_outputs += waves > 1
+        counts.steps += 1
         prefills = [e for e in entries if e.row_count > 1 or not e.sample]
         counts.mixed_steps += 0 < len(prefills) < len(entries)
         counts.prefilled_rows += sum(entry.row_count for entry in prefills)
-        counts.prefix_rows += sum(entry.start for entry in entries if entry.fresh)
+        prefixes = [entry.start for entry in entries if entry.fresh]
+        counts.prefix_rows += sum(prefixes)
+        if any(prefixes):
+            counts.same_step_prefixes += self._same_step_prefixes(entries)
         counts.drafts += sum(len(entry.drafts) for entry in entries)
+
+    def _same_step_prefixes(self, entries: list[Entry]) -> int:
+        """Number of requests that read a block which one before them writes."""
+        size, count = self._block_size, 0
+        written: set[tuple[int, int]] = set()
+        for entry in entries:
+            end = -(-entry.end // size)
+            for group, table in enumerate(entry.sequence.tables):
+                written.update((group, block) for block in table[entry.start // size : end])
+            if entry.fresh and entry.start:
+                count += not written.isdisjoint(self._blocks_read(entry))
+        return count
+
+    def _blocks_read(self, entry: Entry) -> Iterator[tuple[int, int]]:
+        for group, window in enumerate(self._windows):
+            first = window.first_read(entry.start) // self._block_size
+            for block in entry.sequence.tables[group][first : -(-entry.start // self._block_size)]:
+                yield group, block

@@ -10,16 +10,18 @@ from vllm import SamplingParams
 from workload import assert_greedy, executor_of, generate, lengths, prompts
 
 
-def test_a_prefix_that_a_batch_mate_computes(bundled_server, make_llm):
-    """vLLM starts a request behind a prefix of the same step: it runs in a step right behind."""
+@pytest.mark.parametrize("two_in_flight", [False, True])
+def test_a_prefix_that_a_batch_mate_computes(bundled_server, make_llm, two_in_flight):
+    """vLLM starts requests behind a prefix of the same step: all of them run in that step."""
     rng = random.Random(31)
     prefix = [rng.randrange(4095) for _ in range(64)]
     requests = [[*prefix, *(rng.randrange(4095) for _ in range(7))] for _ in range(8)]
-    llm = make_llm(bundled_server, max_num_batched_tokens=256)
+    llm = make_llm(bundled_server, max_num_batched_tokens=256, async_scheduling=two_in_flight)
     outputs = generate(llm, requests, lengths(32, len(requests)))
     counts = executor_of(llm).counts
-    assert counts.split_outputs == 1
+    assert counts.same_step_prefixes == 7
     assert counts.prefix_rows == 7 * 64
+    assert executor_of(llm).inflight_max == (2 if two_in_flight else 1)
     assert_greedy(BUNDLED, requests, outputs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 from pathlib import Path
 
@@ -66,4 +67,26 @@ def test_two_groups(windowed, make_llm, two_in_flight):
     assert counts.mixed_steps > 100
     assert counts.preemptions > 0 and counts.resumptions == counts.preemptions
     assert counts.prefix_rows > 1000
+    assert_greedy(windowed, requests, outputs)
+
+
+@pytest.mark.parametrize("two_in_flight", [False, True])
+def test_a_prefix_that_a_batch_mate_computes(windowed, make_llm, two_in_flight):
+    """In both groups, of which one has only the window's last blocks of the prefix."""
+    rng = random.Random(23)
+    prefix = [rng.randrange(160) for _ in range(64)]
+    requests = [[*prefix, *(rng.randrange(160) for _ in range(7))] for _ in range(8)]
+    options = ("--model", str(windowed), "--block-size", "8", "--num-blocks", "240")
+    with serving(*options) as server:
+        llm = make_llm(
+            server,
+            windowed,
+            skip_tokenizer_init=True,
+            max_num_batched_tokens=256,
+            async_scheduling=two_in_flight,
+        )
+        outputs = generate(llm, requests, lengths(24, len(requests)))
+        counts = executor_of(llm).counts
+    assert counts.same_step_prefixes == 7
+    assert counts.prefix_rows == 7 * 64
     assert_greedy(windowed, requests, outputs)
