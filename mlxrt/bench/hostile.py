@@ -7,6 +7,7 @@ oracle's. Quiet and hostile spells take turns, so that a slow spell of the machi
 from __future__ import annotations
 
 import os
+import select
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,7 @@ FAKE_STEP_MS = 5.0
 PEER_NICE = 10
 """The hostile processes yield to the server and the good client: what is measured is what the
 server lets them do, and not who gets the processor."""
+TTL_MS = 120_000
 _BUILD_UP_S = 0.3
 
 
@@ -82,10 +84,13 @@ class Peer:
         )  # fmt: skip
         self._heard()
 
-    def say(self, word: str) -> None:
-        """ "go", answered once it has done its worst for the first time, or "stop"."""
-        assert self._process.stdin is not None
+    def say(self, word: str, meanwhile: Callable[[], object]) -> None:
+        """Says "go" or "stop" and does something over and over until it obeys: to the first, by
+        having done its worst for the first time."""
+        assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(f"{word}\n")
+        while not select.select([self._process.stdout], [], [], 0)[0]:
+            meanwhile()
         self._heard()
 
     def close(self) -> None:
@@ -131,11 +136,11 @@ def measure(kind: str, plan: Plan) -> Cell:
     with ServerProcess(_arguments(plan)) as server:
         session = CheckedSession(
             server.address, _oracle(plan, server.address), Random(plan.seed), lines=SEQUENCES,
-            tokens_max=TOKENS_MAX, ttl_ms=30_000, over_stream=True, name="good",
+            tokens_max=TOKENS_MAX, ttl_ms=TTL_MS, over_stream=True, name="good",
         )  # fmt: skip
-        session.open()
         peer = Peer(kind, server.address)
         try:
+            session.open()
             quiet, hostile = _spells(session, peer, plan)
         finally:
             peer.close()
@@ -156,10 +161,10 @@ def _spells(
     _steps(session, plan.spell_s / 2)
     for _ in range(plan.spells):
         quiet += _steps(session, plan.spell_s, plan.spell_steps)
-        peer.say("go")
+        peer.say("go", session.advance)
         _steps(session, _BUILD_UP_S)
         hostile += _steps(session, plan.spell_s, plan.spell_steps)
-        peer.say("stop")
+        peer.say("stop", session.advance)
         _steps(session, 2 * _BUILD_UP_S)
     return quiet, hostile
 
@@ -199,7 +204,7 @@ def _peak_mib(server: ServerProcess) -> float:
     """The server's high water mark; 0 where the system has no /proc."""
     assert server.process is not None
     try:
-        with open(f"/proc/{server.process.pid}/status") as status:
+        with open(f"/proc/{server.process.pid}/status", encoding="utf-8") as status:
             lines = dict(line.split(":", 1) for line in status)
     except OSError:
         return 0.0

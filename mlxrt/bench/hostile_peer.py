@@ -31,7 +31,7 @@ from mlxrt_client.v1 import (
 STEP = "/mlxrt.v1.ExecutionService/Step"
 EXECUTE = "/mlxrt.v1.ExecutionService/Execute"
 OUTSTANDING = 64
-FIRST_DEED_S = 60.0
+FIRST_DEED_S = 300.0
 """Longest wait of a "go" for it to be obeyed."""
 _OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
 _EMPTY_ITEM = b"\x3a\x00"

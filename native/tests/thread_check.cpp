@@ -2,6 +2,7 @@
 // pool of keys and values, without MLX or Python. For the thread sanitizer: native/README.md.
 
 #include <atomic>
+#include <bit>
 #include <cstdio>
 #include <cstring>
 #include <thread>
@@ -20,6 +21,16 @@ constexpr int kv_heads = 2, heads = 4, dim = 32, block_size = 4, context = 70;
 
 #ifdef PLANT_DATA_RACE // what the thread sanitizer must find
 int64_t raced = 0;
+std::atomic<unsigned> met{0};
+
+// Until two threads are here at once, which no lock puts in order: on one core, tasks may otherwise
+// come one after the other, each behind a lock that the last one held.
+void meet(int caller) {
+  met.fetch_or(1u << caller, std::memory_order_relaxed);
+  while (std::popcount(met.load(std::memory_order_relaxed)) < 2) {
+    std::this_thread::yield();
+  }
+}
 #endif
 
 struct Result {
@@ -82,6 +93,7 @@ int main() {
           attend(pool, table, query, context - tasks + static_cast<int>(i), found[i]);
           ran.fetch_add(1, std::memory_order_relaxed);
 #ifdef PLANT_DATA_RACE
+          meet(c);
           ++raced;
 #endif
         });

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -21,6 +23,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("large"):
             item.add_marker(pytest.mark.skip(reason="touches 5 GB; this machine has less than 12"))
+
+
+@pytest.fixture(scope="session")
+def fixed_layout() -> list[str]:
+    """Returns what to put before a sanitized program's command, so that its addresses are the same
+    each time where the system allows it: older runtime libraries can't map their shadow now and
+    then where addresses are drawn from a wide range."""
+    wanted = ["setarch", "-R"]
+    if shutil.which(wanted[0]) is None:
+        return []
+    tried = subprocess.run([*wanted, "true"], capture_output=True)
+    return wanted if tried.returncode == 0 else []
 
 
 @pytest.fixture(autouse=True)

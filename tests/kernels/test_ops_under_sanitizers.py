@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,12 +26,15 @@ pytestmark = [
     pytest.mark.skipif(
         not sys.platform.startswith("linux"), reason="libraries are preloaded as Linux does it"
     ),
-    pytest.mark.timeout(1_200),
+    pytest.mark.timeout(3_600),
 ]
 
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
 @pytest.fixture(scope="module")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Builds the package with sanitizers; answers the environment that uses it."""
     compiler, cmake = shutil.which("g++"), shutil.which("cmake")
     if compiler is None or cmake is None or not (ROOT / "CMakeLists.txt").exists():
@@ -63,20 +67,24 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python with the sanitized package."""
-    return subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True
-    )
+@pytest.fixture(scope="module")
+def run(environment: dict[str, str], fixed_layout: list[str]) -> Run:
+    """Returns what runs Python with the sanitized package."""
+
+    def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [*fixed_layout, sys.executable, *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    return start
 
 
-def test_the_ops_give_no_report(sanitized: dict[str, str]) -> None:
-    where = run(sanitized, "-c", "from mlxrt.kernels import _native; print(_native.__file__)")
+def test_the_ops_give_no_report(run: Run) -> None:
+    where = run("-c", "from mlxrt.kernels import _native; print(_native.__file__)")
     module = Path(where.stdout.strip())
     assert b"__asan_report_load" in module.read_bytes(), where.stderr
     assert b"__ubsan_handle" in module.read_bytes()
     tests = [str(Path(__file__).parent / f"test_{name}.py") for name in OPS]
-    done = run(sanitized, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
+    done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
     report = done.stdout[-3000:] + done.stderr[-3000:]
     assert done.returncode == 0, report
     assert "AddressSanitizer" not in report and "runtime error" not in report
@@ -84,13 +92,13 @@ def test_the_ops_give_no_report(sanitized: dict[str, str]) -> None:
     assert passed > 50
 
 
-def test_a_planted_overflow_is_found(sanitized: dict[str, str]) -> None:
+def test_a_planted_overflow_is_found(run: Run) -> None:
     """The sanitizer watches the process that the ops run in."""
     code = (
         "import ctypes\nfrom mlxrt.kernels import _native\nlibc = ctypes.CDLL(None)\n"
         "libc.malloc.restype = ctypes.c_void_p\n"
         "libc.memset(ctypes.c_void_p(libc.malloc(10)), 0, 11)"
     )
-    done = run(sanitized, "-c", code)
+    done = run("-c", code)
     assert done.returncode == 99
     assert "heap-buffer-overflow" in done.stderr
