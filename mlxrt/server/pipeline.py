@@ -175,13 +175,18 @@ class StepPipeline:
 
     def run_sampling(self, data: bytes) -> bytes | Awaitable[bytes]:
         """SampleStep, for a handler."""
-        request = parse(execution_pb2.SampleStepRequest, data)
+        return _answer(self.begin_sampling(data))
+
+    def begin_sampling(self, data: bytes) -> Pending:
+        """SampleStep: takes the masks; what is pending is the answer to their step. Raises
+        MlxrtError where they are refused."""
+        request = parse(execution_pb2.SampleStepRequest, data, self._wire)
         try:
             waiter, repeat = self._sample(request.sampling)
         except MlxrtError as error:
             raise relocate(error, in_sampling) from None
         replayed = repeat and waiter.reply is not None
-        return _answer(Pending(waiter, replayed, _encode_sampled))
+        return Pending(waiter, replayed, _encode_sampled)
 
     def _sample(self, message: step_pb2.DeferredSampling) -> tuple[Waiter, bool]:
         if not message.HasField("session"):

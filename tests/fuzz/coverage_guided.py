@@ -66,7 +66,7 @@ class Target:
             assert core.digest() == self._before, data.hex()
 
     def _renew(self) -> None:
-        self._scene, self._age = fuzzer.Scene(), 0
+        self._scene, self._age = fuzzer.Scene(self._rpc), 0
         self._before = self._scene.server.core.digest()
 
 

@@ -19,14 +19,18 @@ from mlxrt.testing.simulation.simulation import LIMITS
 CORPUS = Path(__file__).parent / "corpus"
 LOOK_EVERY = 16
 """Refused inputs between two proofs that nothing has changed since the last accepted one."""
-_ENDING = ("CloseSession", "ResumeSession", "Step", "Execute", "Prefill", "Decode")
+_ENDING = ("CloseSession", "ResumeSession", "Step", "Execute", "Prefill", "Decode", "SampleStep")
 """Entry points that, once they have accepted something, refuse most of what follows."""
 
 
 class Scene:
-    """A server with a session of two sequences; its ids are the same every time."""
+    """A server with a session of two sequences; its ids are the same every time.
 
-    def __init__(self) -> None:
+    Args:
+        rpc: what it is for. For SampleStep a step waits for its masks.
+    """
+
+    def __init__(self, rpc: str) -> None:
         self.history = History()
         self.queue = EventQueue()
         template = FakeEngine(
@@ -39,6 +43,10 @@ class Scene:
         for name in ("OpenSession", "AllocateBlocks", "Step"):
             assert self.send(name, (CORPUS / name / "scene").read_bytes()) == "accepted", name
         self.settle()
+        if rpc == "SampleStep":
+            self.server.call("Step", (CORPUS / "Step" / "deferred").read_bytes(), lambda _: None)
+            self.settle()
+            assert self.server.core.inflight_count() == 1
 
     def send(self, rpc: str, data: bytes) -> str:
         """Sends bytes; answers "accepted" or the reason of the refusal."""
@@ -91,7 +99,7 @@ def fuzz(rpc: str, inputs: int, seed: int = 0) -> Counter[str]:
     random = Random(f"{rpc} {seed}")
     seeds = [path.read_bytes() for path in sorted((CORPUS / rpc).iterdir())]
     met: Counter[str] = Counter()
-    scene, age = Scene(), 0
+    scene, age = Scene(rpc), 0
     before = scene.server.core.digest()
     for index in range(inputs):
         data = random.choice(seeds)
@@ -103,7 +111,7 @@ def fuzz(rpc: str, inputs: int, seed: int = 0) -> Counter[str]:
             age += 1
             if age >= 8 or rpc in _ENDING:
                 scene.server.core.check_integrity()
-                scene, age = Scene(), 0
+                scene, age = Scene(rpc), 0
             before = scene.server.core.digest()
         elif index % LOOK_EVERY == 0:
             assert scene.server.core.digest() == before, (rpc, data.hex())

@@ -60,6 +60,13 @@ REQUESTS = {
     "FreeSequences": {"free": execution_pb2.FreeSequencesRequest(
         session=REF, request_id="s", sequence_ids=[1], free_blocks=True)},
     "Step": {"scene": scene_step(REF), **STEPS},
+    "SampleStep": {
+        "free": execution_pb2.SampleStepRequest(sampling={"session": REF, "step_number": 2}),
+        "masks": execution_pb2.SampleStepRequest(sampling={
+            "session": REF, "step_number": 2,
+            "masks": [{"sequence_id": i, "allowed": {**ALLOWED, "shape": [1, 16],
+                                                     "data": bytes(range(64))}} for i in (1, 2)]}),
+    },
     "Execute": {name: execution_pb2.ExecuteRequest(step=step) for name, step in STEPS.items()},
     "Prefill": {"prefill": execution_pb2.PrefillRequest(
         session=REF, step_number=2, chunks=[{"row_count": 2, "sample": True, "sequence": {

@@ -1,4 +1,4 @@
-"""A short coverage-guided run of the step's four forms; `coverage_guided.py` is the long one."""
+"""A short coverage-guided run of the step's five forms; `coverage_guided.py` is the long one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parent / "coverage_guided.py"
 RUNS = 4_000
 
 
-@pytest.mark.parametrize("rpc", ["Step", "Execute", "Prefill", "Decode"])
+@pytest.mark.parametrize("rpc", ["Step", "SampleStep", "Execute", "Prefill", "Decode"])
 def test_guided_inputs_find_nothing(rpc: str) -> None:
     command = [sys.executable, str(SCRIPT), rpc, f"-runs={RUNS}", "-seed=1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -46,8 +46,8 @@ def quiet() -> Iterator[None]:
 
 
 def test_every_entry_point_has_seeds() -> None:
-    assert len(RPCS) == 12
-    assert {"Step", "Execute", "Prefill", "Decode", "OpenSession", "AllocateBlocks"} <= set(RPCS)
+    assert len(RPCS) == 13
+    assert {"Step", "SampleStep", "Execute", "Prefill", "Decode", "OpenSession"} <= set(RPCS)
 
 
 @pytest.mark.parametrize("rpc", RPCS)

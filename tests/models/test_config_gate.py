@@ -4,18 +4,16 @@ it.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
+from tiny_families import FAMILY_CONFIGS
 from typer.testing import CliRunner
 
 from mlxrt.cli import app
 from mlxrt.models import FAMILIES, ModelError, check_semantics, family_of
 from mlxrt.models.checkpoint import Checkpoint, flat_config
 from mlxrt.models.semantics import fields_of
-
-CONFIGS = json.loads((Path(__file__).parent / "families.json").read_text())
 
 DROPPED = [
     ("bailing_moe", {"norm_softmax": True}, "norm_softmax"),
@@ -59,7 +57,7 @@ DROPPED = [
 
 
 def _checkpoint(name: str, **fields) -> Checkpoint:
-    config = {**flat_config(CONFIGS[name]), **fields}
+    config = {**flat_config(FAMILY_CONFIGS[name]), **fields}
     config = {key: value for key, value in config.items() if value != "absent"}
     return Checkpoint(Path("nowhere"), config, {}, "")
 
@@ -69,7 +67,7 @@ def _check(name: str, *, accept: bool = False, **fields) -> list[str]:
     return check_semantics(found, FAMILIES[name], accept_dropped=accept)
 
 
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize("name", sorted(FAMILY_CONFIGS))
 def test_the_tested_config_drops_nothing(name):
     assert _check(name) == []
 
@@ -82,14 +80,15 @@ def test_a_field_that_mlx_lm_drops_is_refused_by_name(name, fields, named):
 
 
 @pytest.mark.parametrize(
-    "name", sorted(n for n in CONFIGS if "rope_parameters" not in flat_config(CONFIGS[n]))
+    "name",
+    sorted(n for n, c in FAMILY_CONFIGS.items() if "rope_parameters" not in flat_config(c)),
 )
 def test_rope_parameters_that_mlx_lm_does_not_read_are_refused_by_name(name):
     with pytest.raises(ModelError, match=r"rope_parameters\.rope_theta"):
         _check(name, rope_parameters={"rope_theta": 123.0, "rope_type": "default"})
 
 
-@pytest.mark.parametrize("name", sorted(name for name in CONFIGS if FAMILIES[name].required))
+@pytest.mark.parametrize("name", sorted(name for name in FAMILY_CONFIGS if FAMILIES[name].required))
 def test_a_missing_field_is_named(name):
     for field in FAMILIES[name].required:
         assert field in fields_of(FAMILIES[name])

@@ -8,37 +8,20 @@ of mlx-lm over what was generated: each token must be the one of the largest log
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
+from tiny_families import FAMILY_CONFIGS, TOLERANCE
 
 from mlxrt.core.model import GroupKind
 from mlxrt.models import FAMILIES
 
-CONFIGS = json.loads((Path(__file__).parent / "families.json").read_text())
 WINDOWED = ["gemma4_text", "llama", "mimo_v2_flash", "olmo3"]
 """Others are in test_windows_over_grpc.py."""
 STEPS_MIN = 100
-TOLERANCE = {"gather": 0.0, "native": 1e-4}
-
-
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory, checkpoint_writer):
-    """Returns the folder of a family's tiny checkpoint; made once."""
-    folder = tmp_path_factory.mktemp("families")
-
-    def get(name: str) -> Path:
-        if not (folder / name).is_dir():
-            checkpoint_writer(folder / name, CONFIGS[name])
-        return folder / name
-
-    return get
 
 
 def test_all_are_compared():
-    assert sorted(CONFIGS) == sorted(FAMILIES)
+    assert sorted(FAMILY_CONFIGS) == sorted(FAMILIES)
     assert len({family.module_name for family in FAMILIES.values()}) >= 20
 
 
@@ -62,7 +45,7 @@ def _compare(scheduler, oracle, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["gather", "native"])
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize("name", sorted(FAMILY_CONFIGS))
 def test_tokens_and_logits(name, path, folder_of, start_engine, make_scheduler, make_oracle):
     folder = folder_of(name)
     running = start_engine(folder, attention=path, num_blocks=150)
@@ -90,7 +73,7 @@ def test_blocks_that_left_the_window_are_given_back(
     groups = running.facts.groups
     assert [group.kind for group in groups] == [GroupKind.FULL, GroupKind.WINDOW]
     window, size = groups[1].window, running.facts.block_size
-    assert window == CONFIGS[name]["sliding_window"]
+    assert window == FAMILY_CONFIGS[name]["sliding_window"]
     tokens = {}
     for leave in (False, True):
         scheduler = make_scheduler(running, seed=5, leave=leave)

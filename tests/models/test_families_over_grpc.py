@@ -4,37 +4,21 @@ are those of mlx-lm's dense run, and so are the logits that a step answers.
 
 from __future__ import annotations
 
-import json
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 from mlxrt_client import Client, Scheduler, Session, messages
 from mlxrt_client.v1 import StepRequest
+from tiny_families import FAMILY_CONFIGS, TOLERANCE
 
 from mlxrt.engine.engine_config import EngineConfig
 from mlxrt.engine.mlx_engine import MlxEngine
 from mlxrt.models.checkpoint import flat_config
 from mlxrt.testing.server_thread import ServerThread
 
-CONFIGS = json.loads((Path(__file__).parent / "families.json").read_text())
 NEW_TOKENS = 34
 BLOCK = 4
-TOLERANCE = {"gather": 0.0, "native": 1e-4}
-
-
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory, checkpoint_writer):
-    """Returns the folder of a family's tiny checkpoint; made once."""
-    folder = tmp_path_factory.mktemp("families")
-
-    def get(name: str) -> Path:
-        if not (folder / name).is_dir():
-            checkpoint_writer(folder / name, CONFIGS[name])
-        return folder / name
-
-    return get
 
 
 def _logits(session: Session, texts: list[list[int]], groups: int) -> list[np.ndarray]:
@@ -65,7 +49,7 @@ def _generate(session: Session, scheduler: Scheduler) -> list[tuple[list[int], l
 
 
 @pytest.mark.parametrize("path", ["gather", "native"])
-@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize("name", sorted(FAMILY_CONFIGS))
 def test_tokens_and_logits(name, path, folder_of, make_oracle):
     config = EngineConfig(
         model=str(folder_of(name)), attention=path, block_size=BLOCK, num_blocks=41,
@@ -100,7 +84,7 @@ def test_tokens_and_logits(name, path, folder_of, make_oracle):
 
 def _check_path(info, model, counters, name: str, path: str) -> None:
     """The attention path was the one asked for in every layer and step; groups fit windows."""
-    config = flat_config(CONFIGS[name])
+    config = flat_config(FAMILY_CONFIGS[name])
     assert info.attention_path == path
     assert model.model_type == config["model_type"]
     assert model.vocabulary_size == 160

@@ -13,6 +13,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 from mlxrt_client import Client
 from mlxrt_client.v1 import model_pb2
+from tiny_families import FAMILY_CONFIGS
 
 from mlxrt.config import LimitSettings
 from mlxrt.engine.engine_config import EngineConfig
@@ -21,7 +22,6 @@ from mlxrt.server.model_service import FEATURES
 from mlxrt.testing.server_thread import ServerThread
 from mlxrt.versions import own_version
 
-CONFIGS = json.loads((Path(__file__).parent / "families.json").read_text())
 BLOCK = 4
 FLOAT_BYTES = 4
 
@@ -73,7 +73,7 @@ def fingerprint_of(folder: Path) -> str:
 def test_every_field_of_the_models(name: str, tmp_path: Path, checkpoint_writer: Any) -> None:
     expected = FAMILIES[name]
     ends = {"bos_token_id": 2, "eos_token_id": [5, 3]}
-    folder = checkpoint_writer(tmp_path, {**CONFIGS[name], **ends})
+    folder = checkpoint_writer(tmp_path, {**FAMILY_CONFIGS[name], **ends})
     _, info = ask(folder)
     layer_bytes = 2 * BLOCK * expected.heads[0] * expected.heads[1] * FLOAT_BYTES
     groups = [
@@ -85,17 +85,17 @@ def test_every_field_of_the_models(name: str, tmp_path: Path, checkpoint_writer:
     ]  # fmt: skip
     assert everything(info) == {
         "model_name": str(folder), "model_type": name,
-        "vocabulary_size": CONFIGS[name]["vocab_size"], "max_model_length": 512,
+        "vocabulary_size": FAMILY_CONFIGS[name]["vocab_size"], "max_model_length": 512,
         "kv_data_type": "DATA_TYPE_FLOAT32", "block_size": BLOCK, "groups": groups,
         "end_token_ids": [3, 5], "fingerprint": fingerprint_of(folder), "begin_token_ids": [2],
     }  # fmt: skip
     assert sum(len(group.layer_indices) for group in info.groups) == (
-        CONFIGS[name]["num_hidden_layers"]
+        FAMILY_CONFIGS[name]["num_hidden_layers"]
     )
 
 
 def test_every_field_of_the_servers(tmp_path: Path, checkpoint_writer: Any) -> None:
-    info, _ = ask(checkpoint_writer(tmp_path, CONFIGS["qwen3"]))
+    info, _ = ask(checkpoint_writer(tmp_path, FAMILY_CONFIGS["qwen3"]))
     found = everything(info)
     assert found.pop("device").startswith("cpu") and found.pop("blas")
     assert len(found.pop("instance_id")) == 32
@@ -130,7 +130,7 @@ def test_begin_and_end_tokens(
     tmp_path: Path, checkpoint_writer: Any, config: dict[str, Any], generation: dict[str, Any],
     begin: list[int], end: list[int],
 ) -> None:  # fmt: skip
-    plain = {key: value for key, value in CONFIGS["qwen3"].items() if "token_id" not in key}
+    plain = {key: value for key, value in FAMILY_CONFIGS["qwen3"].items() if "token_id" not in key}
     folder = checkpoint_writer(tmp_path, {**plain, **config})
     (folder / "generation_config.json").write_text(json.dumps(generation))
     _, info = ask(folder)

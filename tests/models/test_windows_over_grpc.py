@@ -4,22 +4,19 @@ one of them whole: the tokens are those of mlx-lm's dense run and of a client th
 
 from __future__ import annotations
 
-import json
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 from mlxrt_client import Client, Scheduler
 from mlxrt_client.v1 import GetSessionResponse
+from tiny_families import FAMILY_CONFIGS, TOLERANCE
 
 from mlxrt.engine.engine_config import EngineConfig
 from mlxrt.engine.mlx_engine import MlxEngine
 from mlxrt.testing.server_thread import ServerThread
 
-CONFIGS = json.loads((Path(__file__).parent / "families.json").read_text())
 NAMES = ["cohere2", "exaone4", "gemma3_text", "gpt_oss"]
-TOLERANCE = {"gather": 0.0, "native": 1e-4}
 BLOCK = 4
 ROWS = 12
 PROMPT_LENGTHS = (60, 1, 23)
@@ -62,9 +59,9 @@ def _generate(engine: MlxEngine, prompts: list[list[int]], length: int, *, keep:
 @pytest.mark.parametrize("path", ["gather", "native"])
 @pytest.mark.parametrize("name", NAMES)
 def test_texts_of_twenty_windows(name, path, tmp_path, checkpoint_writer, make_oracle):
-    window = CONFIGS[name]["sliding_window"]
+    window = FAMILY_CONFIGS[name]["sliding_window"]
     length, share = 20 * window, (window + ROWS - 3) // BLOCK + 2
-    folder = checkpoint_writer(tmp_path, CONFIGS[name])
+    folder = checkpoint_writer(tmp_path, FAMILY_CONFIGS[name])
     rng = random.Random(11)
     prompts = [[rng.randrange(160) for _ in range(count)] for count in PROMPT_LENGTHS]
     texts = {}
@@ -79,7 +76,7 @@ def test_texts_of_twenty_windows(name, path, tmp_path, checkpoint_writer, make_o
         texts[keep], done, named_most = _generate(engine, prompts, length, keep=keep)
         counters = engine.counters()
         attended = {"native": counters.attend_native, "gather": counters.attend_gather}
-        assert attended.pop(path) == CONFIGS[name]["num_hidden_layers"] * counters.steps > 0
+        assert attended.pop(path) == FAMILY_CONFIGS[name]["num_hidden_layers"] * counters.steps > 0
         assert set(attended.values()) == {0}
         assert done.preemption_count >= 1 and done.mixed_step_count >= 5
         assert done.inflight_steps_max == 2

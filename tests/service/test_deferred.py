@@ -247,3 +247,13 @@ def test_a_drain_lets_a_waiting_step_end(launch: Callable[..., Any]) -> None:
     server.call("CloseSession", session_pb2.CloseSessionRequest(session=session.ref))
     with pytest.raises((grpc.RpcError, StopIteration)):
         stream.receive()
+
+
+def test_masks_without_number_are_counted_before_they_are_read(server: Any) -> None:
+    session = server.open()
+    request = execution_pb2.SampleStepRequest(
+        sampling={"session": session.ref, "step_number": 1, "masks": [{}] * 20_000}
+    )
+    refusal = server.refused("SampleStep", request)
+    assert refusal.reason is Reason.LIMIT_EXCEEDED
+    assert refusal.metadata["limit"] == "max_mask_rows"

@@ -90,6 +90,7 @@ class SimulatedServer:
             "Step": pipeline.begin_step,
             "Prefill": pipeline.begin_prefill,
             "Decode": pipeline.begin_decode,
+            "SampleStep": pipeline.begin_sampling,
         }
         self.reaper = Reaper(self.runtime, limits.default_lease_ttl_ms, clocks.wall_ms)
         self._look()

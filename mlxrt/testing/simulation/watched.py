@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from mlxrt.core.answers import SessionSnapshot
-from mlxrt.core.step import SampledRow, StepInput, StepReply
+from mlxrt.core.step import Mask, SampledRow, StepInput, StepReply
 from mlxrt.errors import Reason
 
 
@@ -21,7 +21,12 @@ class WatchedSequence:
 
 @dataclass(slots=True)
 class WatchedStep:
-    """An accepted step and the sequences that it meant; `failures` as the session had then."""
+    """An accepted step and the sequences that it meant; `failures` as the session had then.
+
+    Attributes:
+        masks: by sequence, once they are there.
+        masked: whether they are, or none are waited for.
+    """
 
     session_id: str
     epoch: int
@@ -29,6 +34,8 @@ class WatchedStep:
     decodes: list[WatchedSequence]
     items: list[WatchedSequence]
     failures: int
+    masks: dict[int, Mask]
+    masked: bool
 
     def new_failures(self, reply: StepReply) -> tuple[int, int]:
         """How many sequences fail first in this reply: by themselves, and with another one."""
@@ -100,6 +107,8 @@ def watch(session_id: str, session: WatchedSession, step: StepInput) -> WatchedS
         [session.sequences[i] for i in step.decode_ids],
         [session.sequences[item.sequence_id] for item in step.items],
         session.failures,
+        {mask.sequence_id: mask for mask in step.masks},
+        not step.deferred,
     )
 
 

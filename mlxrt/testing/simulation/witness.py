@@ -21,18 +21,12 @@ from mlxrt.core.answers import (
 )
 from mlxrt.core.core import Core
 from mlxrt.core.model import Limits, ModelFacts
-from mlxrt.core.step import FAILED_TOKEN, StepInput, StepOutcome, StepPlan, StepReply, TokenSource
+from mlxrt.core.step import Mask, StepInput, StepOutcome, StepPlan, StepReply
 from mlxrt.errors import MlxrtError, Reason
 from mlxrt.server.encode import encode_step
+from mlxrt.testing.simulation.commits import Greedy, disagreements
 from mlxrt.testing.simulation.history import History, Settled, comparable
-from mlxrt.testing.simulation.watched import (
-    WatchedSequence,
-    WatchedSession,
-    WatchedStep,
-    copied,
-    is_counted_elsewhere,
-    watch,
-)
+from mlxrt.testing.simulation.watched import WatchedSession, WatchedStep, copied, watch
 
 T = TypeVar("T")
 LOOK_EVERY = 8
@@ -72,7 +66,7 @@ class WitnessCore(Core):
         self.injected: dict[int, int] = {}
         self.failed_plans: set[int] = set()
         self.no_expiry_before_ms = 0
-        self._expected_token = expected_token
+        self._greedy = Greedy(expected_token, facts.vocabulary_size)
         self._history = history
         self._instance = instance
         self._now_us = now_us
@@ -230,6 +224,25 @@ class WitnessCore(Core):
             self.check(answer.ticket in session.inflight, "a repeat waits for another step")
         return answer
 
+    def sample(
+        self, session_id: str, epoch: int, step_number: int, masks: Sequence[Mask],
+        digest: bytes, now_ms: int,
+    ) -> Accepted | Replayed | InFlight:  # fmt: skip
+        """As Core; masks are taken once."""
+        answer = self._refusable(lambda: super(WitnessCore, self).sample(
+            session_id, epoch, step_number, masks, digest, now_ms
+        ))  # fmt: skip
+        session = self.sessions[session_id]
+        self.check(epoch == session.epoch, "a stale epoch was served")
+        session.renewed_ms = now_ms
+        if isinstance(answer, Accepted):
+            watched = self._steps[answer.ticket]
+            right = watched.step.step_number == step_number and watched.step.deferred
+            self.check(right and not watched.masked, "masks went to another step")
+            watched.masked = True
+            watched.masks = {mask.sequence_id: mask for mask in masks}
+        return answer
+
     def next_plan(self, now_ms: int) -> StepPlan | None:
         """As Core."""
         return self._surely(lambda: super(WitnessCore, self).next_plan(now_ms))
@@ -273,12 +286,16 @@ class WitnessCore(Core):
     ) -> None:  # fmt: skip
         committed = reply.error is None
         if committed:
+            self.check(watched.masked, "a step was sampled before its masks came")
             self.check(session is not None, "a step committed after its session")
             current = session is None or session.epoch == watched.epoch
             self.check(current, "P10: a stale step committed")
             self.check(ticket in self._run, "a step committed that never ran")
             self.check(ticket not in self.failed_plans, "a failed step committed")
-            self._compare(watched, reply, self.injected.get(ticket, 0), session)
+            for what in disagreements(
+                watched, reply, self.injected.get(ticket, 0), session, self._greedy
+            ):
+                self.report(what)
         elif reply.error is not None:
             reason = reply.error.reason
             self.check(reason in _DISCARDS, f"a step ended with {reply.error}")
@@ -294,54 +311,6 @@ class WitnessCore(Core):
                 watched.step.step_number, watched.step.digest.hex(), comparable(message), committed,
             )
         )  # fmt: skip
-
-    def _compare(
-        self, watched: WatchedStep, reply: StepReply, injected: int,
-        session: WatchedSession | None,
-    ) -> None:  # fmt: skip
-        """V8: every token is the model's after what was committed before."""
-        new_failures = 0
-        own, fallen = watched.new_failures(reply)
-        masked = {mask.sequence_id for mask in watched.step.masks}
-        spoilt = any(sequence.failed for sequence in watched.decodes + watched.items)
-        self.check(len(reply.token_ids) == len(watched.decodes), "another number of tokens")
-        barred = {each.sequence_id for each in reply.details if is_counted_elsewhere(each.row)}
-        decodes = zip(watched.step.decode_ids, watched.decodes, reply.token_ids, strict=False)
-        for sequence_id, sequence, token in decodes:
-            if token == FAILED_TOKEN:
-                new_failures += not sequence.failed and sequence_id not in barred
-                sequence.failed = True
-            else:
-                self._sampled(sequence, token, free=sequence_id in masked)
-        items = zip(watched.step.items, watched.items, reply.items, strict=True)
-        for item, sequence, result in items:
-            row = result.row
-            if row.failure is not None:
-                new_failures += not sequence.failed and not is_counted_elsewhere(row)
-                sequence.failed = True
-                continue
-            self.check(not sequence.failed, "a failed sequence went on")
-            if item.source is TokenSource.EXPLICIT:
-                start = result.position - item.row_count - len(row.accepted)
-                sequence.tokens[start:] = item.token_ids
-            for sampled in (*row.accepted, row) if item.sample else ():
-                self._sampled(sequence, sampled.token, free=item.sequence_id in masked)
-        # A row may have been poisoned whose sequence had failed already; and what was accepted
-        # before a failure was known may share or copy what it spoilt.
-        late = session is not None and session.failures > watched.failures
-        exact = new_failures == injected or (spoilt and new_failures < injected) or late
-        self.check(exact, f"P6: {new_failures} sequences failed, not {injected}")
-        self.check(not fallen or own > 0 or late, f"P6: {fallen} failed with none that did")
-        if session is not None:
-            session.failures += own
-
-    def _sampled(self, sequence: WatchedSequence, token: int | None, *, free: bool) -> None:
-        self.check(not sequence.failed, "a failed sequence went on")
-        if sequence.greedy and not free:
-            wanted = self._expected_token(sequence.tokens)
-            self.check(token == wanted, f"V8: token {token}, not {wanted}")
-        assert token is not None
-        sequence.tokens.append(token)
 
     # ---- the book ----
 
