@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -23,3 +25,10 @@ settings.load_profile("mlxrt")
 def wait_until() -> Callable[..., None]:
     """`wait_until(condition)` waits for it, and fails where it does not come true."""
     return waiting.wait_until
+
+
+@pytest.fixture
+def socket_folder() -> Iterator[Path]:
+    """A folder whose path is short: that of a unix socket has at most 103 bytes."""
+    with tempfile.TemporaryDirectory(prefix="mlxrt") as folder:
+        yield Path(folder)

@@ -36,11 +36,15 @@ TTL_MS = 1_500
 
 Start = Callable[..., ServerProcess]
 
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="it reads /proc and writes to /dev/full"
+)
+
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def start(socket_folder: Path) -> Iterator[Start]:
     """Starts servers on one address; those that still run after the test are killed."""
-    address = f"unix:{tmp_path / 's'}"
+    address = f"unix:{socket_folder / 's'}"
     with ExitStack() as stack:
 
         def begin(*faults: FaultSpec, more: tuple[str, ...] = (), **options: Any) -> ServerProcess:
@@ -203,8 +207,8 @@ def settle_counts(server: ServerProcess, before: tuple[int, int]) -> None:
         time.sleep(0.1)
 
 
-def test_a_log_on_a_full_disk_stops_nobody(tmp_path: Path) -> None:
-    address = f"unix:{tmp_path / 's'}"
+def test_a_log_on_a_full_disk_stops_nobody(socket_folder: Path) -> None:
+    address = f"unix:{socket_folder / 's'}"
     command = [sys.executable, "-P", "-m", "mlxrt", "serve", *ARGUMENTS, "--address", address]
     with Path("/dev/full").open("wb") as full:
         process = subprocess.Popen(command, stdout=full, stderr=full)
@@ -229,7 +233,7 @@ def test_a_log_on_a_full_disk_stops_nobody(tmp_path: Path) -> None:
         process.wait()
 
 
-def test_a_thousand_silent_connections_cost_a_step_nothing(start: Start, tmp_path: Path) -> None:
+def test_a_thousand_silent_connections_cost_a_step_nothing(start: Start) -> None:
     server = start()
     before = counts_of(server)
     path = server.address.removeprefix("unix:")

@@ -108,11 +108,12 @@ def free_port() -> int:
 # ---- launchd ----
 
 
-def test_launchd_runs_what_it_says(tmp_path: Path) -> None:
-    address = f"unix:{tmp_path}/a.sock"
+def test_launchd_runs_what_it_says(socket_folder: Path) -> None:
+    address = f"unix:{socket_folder}/a.sock"
     text = printed(
         "launchd", "--fake", "--address", address, "--set", "drain_seconds=1.5",
-        "--set", "metrics_address=off", "--log-folder", str(tmp_path), "--label", "org.example.m",
+        "--set", "metrics_address=off", "--log-folder", str(socket_folder),
+        "--label", "org.example.m",
         MLXRT_LOG_LEVEL="debug",
     )  # fmt: skip
     plist = plistlib.loads(text.encode())
@@ -121,7 +122,7 @@ def test_launchd_runs_what_it_says(tmp_path: Path) -> None:
     assert plist["ExitTimeOut"] == 163  # 1.5 + 132 of a stall + closing
     assert plist["EnvironmentVariables"] == {"MLXRT_LOG_LEVEL": "debug"}
     assert plist["StandardOutPath"] != plist["StandardErrorPath"]
-    assert Path(plist["StandardErrorPath"]).parent == tmp_path
+    assert Path(plist["StandardErrorPath"]).parent == socket_folder
     with running(plist["ProgramArguments"], plist["EnvironmentVariables"]):
         assert_serving(address)
 
@@ -150,35 +151,35 @@ def words_of(value: str) -> list[str]:
     return [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(value)]
 
 
-def test_systemd_runs_what_it_says_and_hears_when_it_is_ready(tmp_path: Path) -> None:
-    address = f"unix:{tmp_path}/a.sock"
-    config = tmp_path / "a setting$ %file.toml"
+def test_systemd_runs_what_it_says_and_hears_when_it_is_ready(socket_folder: Path) -> None:
+    address = f"unix:{socket_folder}/a.sock"
+    config = socket_folder / "a setting$ %file.toml"
     config.write_text("drain_seconds = 2\nmetrics_address = 'off'\n")
     text = printed("systemd", "--fake", "--address", address, "--config", str(config))
     unit = unit_of(text)
     assert unit["Type"] == ["notify"] and unit["KillSignal"] == ["SIGTERM"]
     assert unit["TimeoutStopSec"] == ["163"] and unit["TimeoutStartSec"] == ["infinity"]
     assert unit["RestartPreventExitStatus"] == ["2 3 4 5"]
-    assert unit["ReadWritePaths"] == [str(tmp_path)]
-    assert unit["PrivateTmp"] == ["no" if tmp_path.is_relative_to("/tmp") else "yes"]
+    assert unit["ReadWritePaths"] == [str(socket_folder)]
+    assert unit["PrivateTmp"] == ["no" if socket_folder.is_relative_to("/tmp") else "yes"]
     for guard in ("NoNewPrivileges", "ProtectKernelTunables", "RestrictNamespaces"):
         assert unit[guard] == ["yes"]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(tmp_path / "notify"))
+        manager.bind(str(socket_folder / "notify"))
         manager.settimeout(TIMEOUT_S)
         command = words_of(unit["ExecStart"][0])
         assert str(config) in command
-        with running(command, {"NOTIFY_SOCKET": str(tmp_path / "notify")}):
+        with running(command, {"NOTIFY_SOCKET": str(socket_folder / "notify")}):
             assert manager.recv(100) == b"READY=1"
             assert_serving(address)
         assert manager.recv(100) == b"STOPPING=1"
 
 
-def test_a_manager_that_is_gone_stops_nothing(tmp_path: Path) -> None:
-    address = f"unix:{tmp_path}/a.sock"
+def test_a_manager_that_is_gone_stops_nothing(socket_folder: Path) -> None:
+    address = f"unix:{socket_folder}/a.sock"
     command = [sys.executable, "-m", "mlxrt", "serve", "--fake", "--address", address]
     command += ["--set", "metrics_address=off", "--set", "drain_seconds=0"]
-    with running(command, {"NOTIFY_SOCKET": str(tmp_path / "nobody")}):
+    with running(command, {"NOTIFY_SOCKET": str(socket_folder / "nobody")}):
         assert_serving(address)
 
 

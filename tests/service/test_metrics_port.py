@@ -65,17 +65,17 @@ def test_an_address_of_ipv6(launch: Launch) -> None:
 
 @pytest.mark.parametrize("given", ["option", "environment", "file"])
 def test_a_port_that_is_asked_for_and_taken_exits_with_2(
-    taken: str, tmp_path: Path, given: str, monkeypatch: pytest.MonkeyPatch
+    taken: str, socket_folder: Path, given: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [sys.executable, "-P", "-m", "mlxrt", "serve", "--fake"]
-    command += ["--address", f"unix:{tmp_path / 's'}"]
+    command += ["--address", f"unix:{socket_folder / 's'}"]
     if given == "option":
         command += ["--set", f"metrics_address={taken}"]
     elif given == "environment":
         monkeypatch.setenv("MLXRT_METRICS_ADDRESS", taken)
     else:
-        (tmp_path / "toml").write_text(f'metrics_address = "{taken}"\n')
-        command += ["--config", str(tmp_path / "toml")]
+        (socket_folder / "toml").write_text(f'metrics_address = "{taken}"\n')
+        command += ["--config", str(socket_folder / "toml")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2, done.stderr
     assert "metrics_address" in done.stderr and "Traceback" not in done.stderr
@@ -144,14 +144,14 @@ def test_a_loop_that_has_ended_leaves_the_rest_of_the_page(launch: Launch) -> No
     assert not families["mlxrt_sessions_open"].samples and families["mlxrt_ready"].samples
 
 
-def test_two_servers_of_one_machine(tmp_path: Path) -> None:
+def test_two_servers_of_one_machine(socket_folder: Path) -> None:
     """The second one goes on without metrics and says so."""
     default = ["--fake", "--set", "log_format=json"]
     port = int(DEFAULT.rpartition(":")[2])
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # somebody has it already: as good
             held.enter_context(socket.create_server(("127.0.0.1", port)))
-        address = f"unix:{tmp_path / 'second'}"
+        address = f"unix:{socket_folder / 'second'}"
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "mlxrt", "serve", *default, "--address", address],
             stderr=subprocess.PIPE, text=True,

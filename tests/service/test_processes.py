@@ -236,8 +236,8 @@ sys.exit(run_server(settings, engine, on_listening=lambda address: print(address
 """
 
 
-def test_device_loss_exits_with_6(tmp_path: Path) -> None:
-    address = f"unix:{tmp_path / 'l.sock'}"
+def test_device_loss_exits_with_6(socket_folder: Path) -> None:
+    address = f"unix:{socket_folder / 'l.sock'}"
     process = subprocess.Popen(
         [sys.executable, "-c", LOSING, address], stdout=subprocess.PIPE, text=True
     )
