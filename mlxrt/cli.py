@@ -201,8 +201,9 @@ def bench_step(
     arms: Annotated[
         list[str] | None,
         typer.Option(
-            "--arm", help="stream, unary, in_process, mlx_lm, sampled. Repeatable. "
-            "Default: all but sampled, the stream of sequences with temperature and top-p.",
+            "--arm", help="stream, unary, in_process, mlx_lm, dense, sampled. Repeatable. "
+            "Default: the first four. dense: mlx-lm's model in a bare loop; sampled: the stream "
+            "of sequences with temperature and top-p.",
         ),
     ] = None,
     prefills: Annotated[

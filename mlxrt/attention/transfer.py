@@ -21,14 +21,14 @@ def _extension() -> Any:
     return kernels.native_module
 
 
-Numbers = NDArray[np.int32] | NDArray[np.int64]
+Numbers = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.float32]
 _native = _extension()
 HAS_TRANSFERS: bool = hasattr(_native, "upload")
 """Whether pinned memory is used."""
 
 
 def to_device(arrays: Sequence[Numbers]) -> list[mx.array]:
-    """The same numbers, int32 or int64, on the device; read before this returns."""
+    """The same numbers on the device; read before this returns."""
     if HAS_TRANSFERS:
         uploaded: list[mx.array] = _native.upload([np.ascontiguousarray(a) for a in arrays])
         return uploaded

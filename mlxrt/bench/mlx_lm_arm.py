@@ -1,20 +1,27 @@
-"""mlx-lm alone, as a process of its own: `BatchGenerator` with its batch set to the number of
-sequences.
+"""mlx-lm alone, as a process of its own.
 
-`python -m mlxrt.bench.mlx_lm_arm MODEL SEQUENCES CONTEXT BLAS DTYPE [prefill]` fills the context,
+`python -m mlxrt.bench.mlx_lm_arm MODEL SEQUENCES CONTEXT BLAS DTYPE [WAY]` fills the context,
 prints "ready", then answers every line `STEPS` on its input with the seconds that this many decode
-steps took; or, with `prefill`, that this many prefills of all sequences took, their first tokens
-included. DTYPE "auto" is the one that mlxrt takes: float32 on a CPU, else the checkpoint's.
+steps took. DTYPE "auto" is the one that mlxrt takes: float32 on a CPU, else the checkpoint's. WAY:
+
+- "generator": `BatchGenerator`, its batch set to the number of sequences;
+- "dense": the model in a bare loop over its own caches, sequences of one length, each step launched
+  before the one before is read;
+- "prefill": not decode steps but prefills of all sequences, first tokens included, as in the bare
+  loop, by 2048 positions of each at a time as `BatchGenerator` does.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mlxrt.bench.population import prompts_for
+
+_CHUNK = 2048
 
 
 def main() -> None:
@@ -34,24 +41,16 @@ def main() -> None:
     mx.eval(model.parameters())
     count = int(sequences)
     prompts = prompts_for(count, int(context), config["vocab_size"])
-    if sys.argv[6:] == ["prefill"]:
-        print("ready", flush=True)
-        for line in sys.stdin:
-            print(sum(_prefill(model, prompts) for _ in range(int(line))), flush=True)
-        return
-    generator = _filled(model, prompts)
-    for _ in range(4):
-        generator.next_generated()
+    ways = {"generator": _generator, "dense": _dense, "prefill": _prefills}
+    run = ways[sys.argv[6] if sys.argv[6:] else "generator"](model, prompts)
     print("ready", flush=True)
     for line in sys.stdin:
         start = time.perf_counter()
-        for _ in range(int(line)):
-            assert len(generator.next_generated()) == count
+        run(int(line))
         print(time.perf_counter() - start, flush=True)
 
 
-def _filled(model: Any, prompts: list[list[int]]) -> Any:
-    """A generator whose sequences all have their first tokens."""
+def _generator(model: Any, prompts: list[list[int]]) -> Callable[[int], None]:
     from mlx_lm.generate import BatchGenerator
 
     count = len(prompts)
@@ -61,13 +60,54 @@ def _filled(model: Any, prompts: list[list[int]]) -> Any:
     generator.insert(prompts)
     while len(generator.next_generated()) < count:
         pass
-    return generator
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            assert len(generator.next_generated()) == count
+
+    run(4)
+    return run
 
 
-def _prefill(model: Any, prompts: list[list[int]]) -> float:
-    start = time.perf_counter()
-    _filled(model, prompts)
-    return time.perf_counter() - start
+def _dense(model: Any, prompts: list[list[int]]) -> Callable[[int], None]:
+    import mlx.core as mx
+
+    tokens, caches = _filled(model, prompts)
+
+    def run(steps: int) -> None:
+        nonlocal tokens
+        for _ in range(steps):
+            following = mx.argmax(model(tokens[:, None], cache=caches)[:, -1], axis=-1)
+            mx.async_eval(following)
+            tokens.tolist()
+            tokens = following
+        tokens.tolist()
+
+    return run
+
+
+def _prefills(model: Any, prompts: list[list[int]]) -> Callable[[int], None]:
+    import mlx.core as mx
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            mx.eval(_filled(model, prompts)[0])
+
+    return run
+
+
+def _filled(model: Any, prompts: list[list[int]]) -> tuple[Any, list[Any]]:
+    """First tokens [S], lazy, and the caches behind them."""
+    import mlx.core as mx
+    from mlx_lm.models.cache import make_prompt_cache
+
+    caches = make_prompt_cache(model)
+    rows = mx.array(prompts)
+    for start in range(0, rows.shape[1], _CHUNK):
+        logits = model(rows[:, start : start + _CHUNK], cache=caches)
+        if start + _CHUNK < rows.shape[1]:
+            mx.eval([cache.state for cache in caches])
+    return mx.argmax(logits[:, -1], axis=-1), caches
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prompts per second: steps of whole prompts through gRPC, and mlx-lm's `BatchGenerator`."""
+"""Prompts per second: steps of whole prompts through gRPC, and mlx-lm's model in a bare loop."""
 
 from __future__ import annotations
 

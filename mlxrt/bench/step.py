@@ -25,7 +25,7 @@ from mlxrt.models import ModelError, resolve_folder
 from mlxrt.testing.server_process import ServerProcess
 
 WARM_STEPS = 4
-ARMS = ("stream", "unary", "in_process", "mlx_lm", "sampled")
+ARMS = ("stream", "unary", "in_process", "mlx_lm", "dense", "sampled")
 DRAWN = SamplingParams(temperature=0.8, top_p=0.95)
 """The rules of the arm `sampled`."""
 _RANDOM_MODELS = {"qwen3-30m": QWEN3_30M, "qwen3-600m": QWEN3_600M}
@@ -36,7 +36,8 @@ class Cell:
     """One model at one number of sequences and one context; an arm that did not run is None.
 
     Attributes:
-        mlx_lm_tokens_per_s: None for the fake model too.
+        mlx_lm_tokens_per_s: `BatchGenerator`; None for the fake model too.
+        dense_tokens_per_s: mlx-lm's model in a bare loop; None for the fake model too.
         sampled_stream_tokens_per_s: the stream, of sequences that draw their tokens.
         overhead_ms_p50, overhead_ms_p99: for the fake model, from request bytes to reply bytes
             inside the server; else a unary step's round trip less what the server says it queued,
@@ -49,6 +50,7 @@ class Cell:
     grpc_unary_tokens_per_s: float | None = None
     in_process_tokens_per_s: float | None = None
     mlx_lm_tokens_per_s: float | None = None
+    dense_tokens_per_s: float | None = None
     sampled_stream_tokens_per_s: float | None = None
     overhead_ms_p50: float | None = None
     overhead_ms_p99: float | None = None
@@ -184,6 +186,7 @@ def _openers(
         "unary": lambda: UnaryArm(*grpc_arguments),
         "in_process": lambda: WorkerArm("mlxrt.bench.in_process_arm", own),
         "mlx_lm": lambda: WorkerArm("mlxrt.bench.mlx_lm_arm", alone),
+        "dense": lambda: WorkerArm("mlxrt.bench.mlx_lm_arm", [*alone, "dense"]),
         "sampled": lambda: StreamArm(*grpc_arguments, sampling=DRAWN),
     }
 
@@ -192,7 +195,7 @@ def _measure(path: str, address: str, sequences: int, context: int, plan: Plan) 
     """One cell, and the server's device."""
     is_fake = path == "fake"
     openers = _openers(path, address, sequences, context, plan)
-    names = [name for name in plan.arms if not (is_fake and name == "mlx_lm")]
+    names = [name for name in plan.arms if not (is_fake and name in ("mlx_lm", "dense"))]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     overheads: list[float] = []
     device = ""
@@ -217,7 +220,7 @@ def _measure(path: str, address: str, sequences: int, context: int, plan: Plan) 
     }
     return Cell(
         sequences, context, rates.get("stream"), rates.get("unary"), rates.get("in_process"),
-        rates.get("mlx_lm"), rates.get("sampled"),
+        rates.get("mlx_lm"), rates.get("dense"), rates.get("sampled"),
         *(round(_percentile(overheads, p), 3) if overheads else None for p in (50, 99)),
     ), device  # fmt: skip
 

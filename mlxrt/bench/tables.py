@@ -11,20 +11,24 @@ def step_table(report: dict[str, Any]) -> Table:
     """One row per model, context and number of sequences; tokens/s, ratios, milliseconds beside the
     model."""
     table = Table(
-        "model", "sequences", "context", "stream", "unary", "in process", "mlx-lm", "sampled",
-        "stream / in process", "stream / mlx-lm", "sampled / stream", "overhead p50", "p99",
+        "model", "sequences", "context", "stream", "unary", "in process", "mlx-lm", "dense", "sampled",
+        "stream / in process", "stream / mlx-lm", "stream / dense", "sampled / stream",
+        "overhead p50", "p99",
         title=f"decode, tokens/s on {report['device']}",
     )  # fmt: skip
     for model in report["models"]:
         for cell in model["cells"]:
-            stream, unary, local, alone, sampled = (
+            stream, unary, local, alone, dense, sampled = (
                 cell[f"{arm}_tokens_per_s"]
-                for arm in ("grpc_stream", "grpc_unary", "in_process", "mlx_lm", "sampled_stream")
-            )
+                for arm in (
+                    "grpc_stream", "grpc_unary", "in_process", "mlx_lm", "dense", "sampled_stream",
+                )
+            )  # fmt: skip
             table.add_row(
                 model["name"], str(cell["sequences"]), str(cell["context"]),
-                *(_rate(each) for each in (stream, unary, local, alone, sampled)),
-                _ratio(stream, local), _ratio(stream, alone), _ratio(sampled, stream),
+                *(_rate(each) for each in (stream, unary, local, alone, dense, sampled)),
+                _ratio(stream, local), _ratio(stream, alone), _ratio(stream, dense),
+                _ratio(sampled, stream),
                 *("" if ms is None else f"{ms:.3f} ms"
                   for ms in (cell["overhead_ms_p50"], cell["overhead_ms_p99"])),
             )  # fmt: skip

@@ -6,6 +6,7 @@ Symbols: S sequences, Tb rows after padding, W entries of the tables after paddi
 
 from __future__ import annotations
 
+import enum
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,14 @@ _STEPS_OF_OCTAVE = 8
 Head = Callable[[mx.array], mx.array]
 
 
+class _Output(enum.Enum):
+    """Logits, or tokens: of greedy rows, or by a table of rules that comes in with the rows."""
+
+    LOGITS = enum.auto()
+    GREEDY = enum.auto()
+    DRAWN = enum.auto()
+
+
 @dataclass(frozen=True, slots=True)
 class _Shape:
     """What a function is traced for.
@@ -37,13 +46,13 @@ class _Shape:
         row_count: Tb.
         width: W.
         positions: by group, as `NativePath.prepare_decode` takes it.
-        samples: greedy tokens come out; else the logits do.
+        output: what comes out.
     """
 
     row_count: int
     width: int
     positions: tuple[int, ...]
-    samples: bool
+    output: _Output
 
 
 @dataclass(slots=True)
@@ -88,22 +97,36 @@ class CompiledSteps:
             batch: one that `is_plain_decode`.
             tokens: [Tb] int32.
         """
-        sampled, finite = self._call(batch, tokens, samples=True)
+        sampled, finite = self._call(batch, tokens, _Output.GREEDY)
+        return sampled, finite
+
+    def drawn(
+        self, batch: Batch, tokens: mx.array, rules: NDArray[np.float32]
+    ) -> tuple[mx.array, mx.array]:
+        """As `greedy`, by rules [S, 5] as `Sampler.table` gives them."""
+        padded = np.pad(rules, ((0, batch.bucket_row_count - len(rules)), (0, 0)), "edge")
+        sampled, finite = self._call(batch, tokens, _Output.DRAWN, padded)
         return sampled, finite
 
     def logits(self, batch: Batch, tokens: mx.array) -> mx.array:
         """As `greedy`, without the sampling: [Tb, V]."""
-        (logits,) = self._call(batch, tokens, samples=False)
+        (logits,) = self._call(batch, tokens, _Output.LOGITS)
         return logits
 
-    def _call(self, batch: Batch, tokens: mx.array, *, samples: bool) -> list[mx.array]:
+    def _call(
+        self,
+        batch: Batch,
+        tokens: mx.array,
+        output: _Output,
+        rules: NDArray[np.float32] | None = None,
+    ) -> list[mx.array]:
         row_count = batch.bucket_row_count
         width = table_width(batch.groups[0].block_tables.shape[1])
         positions = tuple(
             _positions_hint(host, binding.window)
             for host, binding in zip(batch.groups, self._bindings, strict=True)
         )
-        shape = _Shape(row_count, width, positions, samples)
+        shape = _Shape(row_count, width, positions, output)
         function = self._functions.get(shape)
         if function is None:
             function = self._functions[shape] = mx.compile(self._body(shape))
@@ -113,11 +136,12 @@ class CompiledSteps:
         counts = self._bindings[0].path.counts
         native, fused, steps = counts.native, counts.fused, self._sampler.steps
         pools = [array for layer in self._layers for array in (layer.keys, layer.values)]
-        rows = to_device(_arrays(batch.groups, row_count, width))
+        numbers = _arrays(batch.groups, row_count, width)
+        rows = to_device(numbers if rules is None else [rules, *numbers])
         outputs, pools = function(tokens, rows, pools)
         counts.native = native + len(self._layers)
         counts.fused = fused + self._is_fused * len(self._layers)
-        self._sampler.steps = steps + samples
+        self._sampler.steps = steps + (output is not _Output.LOGITS)
         for index, layer in enumerate(self._layers):
             layer.keys, layer.values = pools[2 * index], pools[2 * index + 1]
         found: list[mx.array] = outputs
@@ -131,6 +155,9 @@ class CompiledSteps:
             layers = self._layers
             for index, layer in enumerate(layers):
                 layer.keys, layer.values = pools[2 * index], pools[2 * index + 1]
+            rules = rows[:1]
+            if shape.output is _Output.DRAWN:
+                rows = rows[1:]
             positions, query_start, context_len, *by_group = rows
             for group, binding in enumerate(self._bindings):
                 slots, tables = by_group[2 * group : 2 * group + 2]
@@ -142,10 +169,14 @@ class CompiledSteps:
                 for binding in self._bindings:
                     binding.end()
             outputs = [logits]
-            if shape.samples:
+            if shape.output is _Output.GREEDY:
                 greedy = SamplingBatch.greedy(shape.row_count)
                 sampled = sample(logits, greedy, sampler=self._sampler)
                 outputs = [sampled.tokens, sampled.finite]
+            elif shape.output is _Output.DRAWN:
+                picked = self._sampler.pick_by(logits, rules[0])
+                assert picked.finite is not None
+                outputs = [picked.tokens, picked.finite]
             return outputs, [array for layer in layers for array in (layer.keys, layer.values)]
 
         return step

@@ -202,6 +202,9 @@ class Forward:
         if sampling.is_greedy:
             tokens, finite = compiled.greedy(batch, ids)
             sampled = Sampled(batch.row_count, tokens, readable(finite))
+        elif (rules := self.sampler.table(sampling)) is not None:
+            tokens, finite = compiled.drawn(batch, ids, rules)
+            sampled = Sampled(batch.row_count, tokens, readable(finite))
         else:
             # Padding rows too: to leave them out would take one more operation.
             sampled = sample(compiled.logits(batch, ids), sampling, unread, sampler=self.sampler)

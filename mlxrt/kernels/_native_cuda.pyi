@@ -6,7 +6,9 @@ from numpy.typing import NDArray
 
 from mlxrt.kernels._native import *  # noqa: F403
 
-def upload(arrays: list[NDArray[np.int32] | NDArray[np.int64]]) -> list[mx.array]:
+def upload(
+    arrays: list[NDArray[np.int32] | NDArray[np.int64] | NDArray[np.float32]],
+) -> list[mx.array]:
     """Returns the numbers as arrays on the device that share a buffer, moved by one kernel through
     pinned memory; they are read before this returns.
 
@@ -14,7 +16,7 @@ def upload(arrays: list[NDArray[np.int32] | NDArray[np.int64]]) -> list[mx.array
         arrays: row-contiguous.
 
     Raises:
-        ValueError: an array is neither int32 nor int64.
+        ValueError: an array is neither int32 nor int64 nor float32.
     """
 
 def to_host(a: mx.array) -> mx.array:

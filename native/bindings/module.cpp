@@ -64,15 +64,19 @@ using Numbers = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 std::vector<mx::array> upload(const std::vector<Numbers>& arrays) {
   std::vector<mlxrt::cuda::HostNumbers> numbers;
   for (const auto& array : arrays) {
-    const bool is_int64 = array.dtype() == nb::dtype<int64_t>();
-    if (!is_int64 && array.dtype() != nb::dtype<int32_t>()) {
-      throw std::invalid_argument("[upload] arrays must be int32 or int64");
+    auto dtype = mx::int32;
+    if (array.dtype() == nb::dtype<int64_t>()) {
+      dtype = mx::int64;
+    } else if (array.dtype() == nb::dtype<float>()) {
+      dtype = mx::float32;
+    } else if (array.dtype() != nb::dtype<int32_t>()) {
+      throw std::invalid_argument("[upload] arrays must be int32, int64 or float32");
     }
     mx::Shape shape;
     for (size_t axis = 0; axis < array.ndim(); ++axis) {
       shape.push_back(static_cast<mx::ShapeElem>(array.shape(axis)));
     }
-    numbers.push_back({array.data(), std::move(shape), is_int64 ? mx::int64 : mx::int32});
+    numbers.push_back({array.data(), std::move(shape), dtype});
   }
   return mlxrt::cuda::upload(numbers);
 }

@@ -3,6 +3,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include "mlx/array.h"
 #include "mlx/dtype.h"
@@ -52,7 +53,10 @@ inline void require_size(const mx::array& a, int axis, int64_t size, const char*
 
 // GPU kernels take arrays without strides; what has none already is not copied.
 inline mx::array for_kernels(const mx::array& a, const mx::Stream& stream) {
-  return stream.device == mx::Device::gpu ? mx::contiguous(a, false, stream) : a;
+  // What our own ops make is row-contiguous.
+  const bool is_ours =
+      a.has_primitive() && std::string_view(a.primitive().name()).starts_with("mlxrt::");
+  return stream.device == mx::Device::gpu && !is_ours ? mx::contiguous(a, false, stream) : a;
 }
 
 inline bool is_kernel_float(mx::Dtype dtype) {

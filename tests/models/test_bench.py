@@ -35,6 +35,7 @@ def test_bench_step_times_every_arm() -> None:
         assert alone is None if model["name"] == "fake" else alone > 0
         assert (cell.pop("sequences"), cell.pop("context")) == (2, 20)
         assert cell.pop("sampled_stream_tokens_per_s") is None
+        assert cell.pop("dense_tokens_per_s") is None
         assert set(cell) == {
             "grpc_stream_tokens_per_s", "grpc_unary_tokens_per_s", "in_process_tokens_per_s",
             "overhead_ms_p50", "overhead_ms_p99",
@@ -48,11 +49,14 @@ def test_bench_step_times_every_arm() -> None:
 def test_bench_step_runs_the_arms_that_it_is_told_to_one_at_a_time() -> None:
     options = ["--sequences", "1", "--repeats", "2", "--steps", "2", "--apart"]
     options += ["--context", "20", "--context", "40", "--arm", "stream", "--arm", "sampled"]
+    options += ["--arm", "dense"]
     report = _report("step", "--model", "bundled", *options)
     for cell, context in zip(report["models"][0]["cells"], (20, 40), strict=True):
         assert cell["context"] == context
         ran = {name for name, value in cell.items() if name.endswith("per_s") and value}
-        assert ran == {"grpc_stream_tokens_per_s", "sampled_stream_tokens_per_s"}
+        assert ran == {
+            "grpc_stream_tokens_per_s", "sampled_stream_tokens_per_s", "dense_tokens_per_s"
+        }  # fmt: skip
 
 
 def test_bench_step_says_what_it_can_not_read() -> None:

@@ -43,7 +43,7 @@ def test_ordinary_caches_give_the_same_bits(model):
 def test_an_engine_without_the_seam_fails_its_steps(
     checkpoint, start_engine, make_scheduler, model
 ):
-    running = start_engine(checkpoint("qwen3"))
+    running = start_engine(checkpoint("qwen3"), fused="off")
     uninstall_seam(model.model)
     scheduler = make_scheduler(running, seed=1)
     scheduler.add([1, 2, 3], 2)

@@ -96,6 +96,11 @@ class SamplingBatch:
         """Whether every row is a plain greedy one."""
         return self == SamplingBatch(self.count)
 
+    @property
+    def is_drawn_alone(self) -> bool:
+        """Whether rules 3 to 7 are all that any row has."""
+        return self == SamplingBatch(self.count, draws=self.draws)
+
     @classmethod
     def greedy(cls, count: int) -> SamplingBatch:
         """Returns a batch of `count` plain greedy rows; costs about a microsecond."""

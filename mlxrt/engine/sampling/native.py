@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 from mlxrt import kernels
 from mlxrt.attention.transfer import HAS_TRANSFERS, to_device
@@ -39,8 +40,18 @@ class NativeSampler:
             return Picked(tokens, finite, None)
         return Picked(tokens, finite, _kept(logits, least, batch.draws))
 
+    def table(self, batch: SamplingBatch) -> NDArray[np.float32] | None:
+        """As `Sampler.table`: `rules` of `kernels.sample`."""
+        return _table(batch.draws, batch.count) if batch.draws and batch.is_drawn_alone else None
 
-def _table(draws: DrawRules, count: int) -> np.ndarray:
+    def pick_by(self, logits: mx.array, table: mx.array) -> Picked:
+        """As `Sampler.pick_by`."""
+        self.steps += 1
+        tokens, finite, _ = kernels.sample(logits, table)
+        return Picked(tokens, finite, None)
+
+
+def _table(draws: DrawRules, count: int) -> NDArray[np.float32]:
     """[count, 5] float32."""
     table = np.tile(_OFF, (count, 1))
     columns = [draws.temperature, draws.top_k, draws.top_p, -draws.log_min_p, draws.uniform]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
 
 from mlxrt.engine.sampling.batch import SamplingBatch
 from mlxrt.engine.sampling.device_draws import device_draws
@@ -49,6 +51,20 @@ class Sampler(Protocol):
         """
         ...
 
+    def table(self, batch: SamplingBatch) -> NDArray[np.float32] | None:
+        """The rules of the batch's rows as numbers, [count, 5], for `pick_by`; None where the
+        sampler takes none, or a row has more than rules 3 to 7.
+        """
+        ...
+
+    def pick_by(self, logits: mx.array, table: mx.array) -> Picked:
+        """As `pick`, by a `table` [S, 5], with which a compiled step needs no rules of its own.
+
+        Raises:
+            RuntimeError: the sampler takes none.
+        """
+        ...
+
 
 class PlainSampler:
     """MLX operations alone: runs everywhere, sorts where top-p asks for it."""
@@ -70,6 +86,13 @@ class PlainSampler:
         rows = mx.arange(batch.count) if draws.rows is None else draws.rows
         tokens = mx.put_along_axis(_greedy(logits), rows, drawn.tokens, axis=0)
         return Picked(tokens, None, drawn.kept)
+
+    def table(self, batch: SamplingBatch) -> None:
+        """None: these operations depend on the rules."""
+
+    def pick_by(self, logits: mx.array, table: mx.array) -> Picked:
+        """Raises RuntimeError."""
+        raise RuntimeError("the plain sampler takes no table of rules")
 
 
 def _greedy(logits: mx.array) -> mx.array:
