@@ -78,7 +78,7 @@ def _dense(model: Any, prompts: list[list[int]]) -> Callable[[int], None]:
         nonlocal tokens
         for _ in range(steps):
             following = mx.argmax(model(tokens[:, None], cache=caches)[:, -1], axis=-1)
-            mx.async_eval(following)
+            mx.async_eval(following)  # type: ignore[no-untyped-call]
             tokens.tolist()
             tokens = following
         tokens.tolist()

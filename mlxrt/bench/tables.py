@@ -11,8 +11,8 @@ def step_table(report: dict[str, Any]) -> Table:
     """One row per model, context and number of sequences; tokens/s, ratios, milliseconds beside the
     model."""
     table = Table(
-        "model", "sequences", "context", "stream", "unary", "in process", "mlx-lm", "dense", "sampled",
-        "stream / in process", "stream / mlx-lm", "stream / dense", "sampled / stream",
+        "model", "sequences", "context", "stream", "unary", "in process", "mlx-lm", "dense",
+        "sampled", "stream / in process", "stream / mlx-lm", "stream / dense", "sampled / stream",
         "overhead p50", "p99",
         title=f"decode, tokens/s on {report['device']}",
     )  # fmt: skip
