@@ -97,17 +97,23 @@ class GrpcArm:
         prompts = prompts_for(len(self._ids), context, model.vocabulary_size)
         per_step = max(1, rows_max // context)
         for first in range(0, len(self._ids), per_step):
+            chosen = range(first, min(first + per_step, len(self._ids)))
             step = StepRequest()
-            for index in range(first, min(first + per_step, len(self._ids))):
+            for index in chosen:
                 table = leased[index * blocks_each : (index + 1) * blocks_each]
-                sequence_id = self._ids[index]
                 step.new_sequences.append(
                     messages.new_sequence(
-                        sequence_id, prompts[index], {0: table}, sampling=self._sampling
+                        self._ids[index], prompts[index], {0: table}, sampling=self._sampling
                     )
                 )
-                step.items.append(messages.chunk_item(sequence_id, context, sample=True))
-            self._session.step(step)
+            for start in range(0, context, rows_max):
+                count = min(rows_max, context - start)
+                is_last = start + count == context
+                for index in chosen:
+                    item = messages.chunk_item(self._ids[index], count, sample=is_last)
+                    step.items.append(item)
+                self._session.step(step)
+                step = StepRequest()
 
     def _decode(self) -> StepRequest:
         return StepRequest(decode_sequence_ids=self._ids)

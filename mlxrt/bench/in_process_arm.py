@@ -36,15 +36,20 @@ def _fill(runner: LocalRunner, sequences: int, context: int, growth: int) -> Non
     per_step = max(1, ROWS_MAX // context)
     for first in range(0, sequences, per_step):
         chosen = range(first, min(first + per_step, sequences))
-        runner.run(
-            new_sequences=[
-                NewSequence(i + 1, prompts[i], {0: leased[i * blocks_each : (i + 1) * blocks_each]})
-                for i in chosen
-            ],
-            items=[
-                Item(i + 1, context, source=TokenSource.REGISTERED, sample=True) for i in chosen
-            ],
-        )
+        new = [
+            NewSequence(i + 1, prompts[i], {0: leased[i * blocks_each : (i + 1) * blocks_each]})
+            for i in chosen
+        ]
+        for start in range(0, context, ROWS_MAX):
+            count = min(ROWS_MAX, context - start)
+            is_last = start + count == context
+            runner.run(
+                new_sequences=[] if start else new,
+                items=[
+                    Item(i + 1, count, source=TokenSource.REGISTERED, sample=is_last)
+                    for i in chosen
+                ],
+            )
 
 
 def main() -> None:

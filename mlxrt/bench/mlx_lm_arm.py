@@ -8,7 +8,7 @@ steps took. DTYPE "auto" is the one that mlxrt takes: float32 on a CPU, else the
 - "dense": the model in a bare loop over its own caches, sequences of one length, each step launched
   before the one before is read;
 - "prefill": not decode steps but prefills of all sequences, first tokens included, as in the bare
-  loop, by 2048 positions of each at a time as `BatchGenerator` does.
+  loop: 2048 positions at a time and the last one alone, as mlx-lm's own generators do.
 """
 
 from __future__ import annotations
@@ -103,11 +103,13 @@ def _filled(model: Any, prompts: list[list[int]]) -> tuple[Any, list[Any]]:
 
     caches = make_prompt_cache(model)
     rows = mx.array(prompts)
-    for start in range(0, rows.shape[1], _CHUNK):
-        logits = model(rows[:, start : start + _CHUNK], cache=caches)
-        if start + _CHUNK < rows.shape[1]:
-            mx.eval([cache.state for cache in caches])
-    return mx.argmax(logits[:, -1], axis=-1), caches
+    last = rows.shape[1] - 1
+    for start in range(0, last, _CHUNK):
+        # Nobody takes the logits, so that they are not computed.
+        model(rows[:, start : min(start + _CHUNK, last)], cache=caches)
+        mx.eval([cache.state for cache in caches])
+        mx.clear_cache()
+    return mx.argmax(model(rows[:, last:], cache=caches)[:, -1], axis=-1), caches
 
 
 if __name__ == "__main__":
