@@ -21,7 +21,7 @@ from mlxrt_client.v1 import DecodeRequest, PrefillRequest, StepRequest
 from stubs import Failed, match_failure, to_json
 
 STEPS = ("ExecutionService.Step", "ExecutionService.Prefill", "ExecutionService.Decode")
-ANSWER_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S = 60.0
 _REQUEST_IDS = ("OpenSession", "AllocateBlocks", "FreeBlocks", "FreeSequences")
 _CALLS = {f"ExecutionService.{name}" for name in _REQUEST_IDS[1:]} | {
     *STEPS, "SessionService.OpenSession", "SessionService.GetSession",

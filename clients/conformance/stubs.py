@@ -21,7 +21,7 @@ from mlxrt_client.v1 import (
 )
 
 TRAILER = "mlxrt-error-bin"
-CALL_TIMEOUT_S = 30.0
+CALL_TIMEOUT_S = 60.0
 POLL_S = 0.02
 _FILES = (session_service_pb2, execution_service_pb2, model_service_pb2)
 METHODS: dict[str, MethodDescriptor] = {

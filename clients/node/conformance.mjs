@@ -112,7 +112,7 @@ function matchFailure(captures, exchange, failure) {
 function callRpc(client, name, request) {
   const rpc = rpcOf(name);
   const serialize = (value) => (Buffer.isBuffer(value) ? value : rpc.requestSerialize(value));
-  const deadline = { deadline: Date.now() + 30_000 };
+  const deadline = { deadline: Date.now() + 60_000 };
   return new Promise((resolve, reject) => {
     const done = (failure, answer) => (failure ? reject(failure) : resolve(answer));
     if (rpc.requestStream) {

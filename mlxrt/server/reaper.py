@@ -18,6 +18,9 @@ JUMP_MS = 5_000
 sleep of the machine."""
 LATE_MS = 200
 """A look that comes this much late was kept from its time, and so were the renewals before it."""
+LATE_MAX_MS = 5_000
+"""Where one look after the other is late, this long after the first of them nothing is held back
+any more: on a machine that is always busy leases end too."""
 
 _log = structlog.get_logger("mlxrt.server")
 
@@ -54,6 +57,7 @@ class Reaper:
         self._grace_ms = grace_ms
         self._wall_clock_ms = wall_clock_ms
         self._hold_until_ms = 0
+        self._late_since_ms: int | None = None
         self._looked_ms = runtime.now_ms()
         self._looked_wall_ms = wall_clock_ms()
         self._planned_ms = self._looked_ms
@@ -93,4 +97,9 @@ class Reaper:
             self._hold_until_ms = now_ms + self._grace_ms
             _log.warning("woke from a sleep; leases get a grace", grace_ms=self._grace_ms)
         elif late_ms >= LATE_MS:
-            self._hold_until_ms = max(self._hold_until_ms, now_ms + late_ms)
+            if self._late_since_ms is None:
+                self._late_since_ms = now_ms
+            if now_ms - self._late_since_ms < LATE_MAX_MS:
+                self._hold_until_ms = max(self._hold_until_ms, now_ms + late_ms)
+            return
+        self._late_since_ms = None

@@ -12,12 +12,14 @@ def wait_until(condition: Callable[[], object], limit_s: float = 60.0) -> None:
     """Returns once `condition()` is true.
 
     Args:
-        limit_s: what nobody waits for: long enough that a slow machine does not meet it.
+        limit_s: what nobody waits for: long enough that a slow machine does not meet it. Counted
+            in looks, so that a machine that stands still in between does not either.
 
     Raises:
         AssertionError: it did not come true within the limit.
     """
-    end_s = time.monotonic() + limit_s
+    looks_left = round(limit_s / _LOOK_INTERVAL_S)
     while not condition():
-        assert time.monotonic() < end_s, f"not true after {limit_s} s"
+        looks_left -= 1
+        assert looks_left > 0, f"not true after {limit_s} s"
         time.sleep(_LOOK_INTERVAL_S)

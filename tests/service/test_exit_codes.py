@@ -102,9 +102,9 @@ def test_the_table_is_whole() -> None:
 
 
 @pytest.mark.parametrize("code", PROVOKED, ids=lambda code: code.name)
-def test_each_code(tmp_path: Path, code: ExitCode) -> None:
+def test_each_code(socket_folder: Path, code: ExitCode) -> None:
     provoke, said = PROVOKED[code]
-    done = provoke(tmp_path)
+    done = provoke(socket_folder)
     assert done.returncode == code, done.stderr
     assert said in done.stderr and "Traceback" not in done.stderr
     if code not in (ExitCode.CONFIG, ExitCode.OK):

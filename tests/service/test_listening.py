@@ -56,18 +56,18 @@ def test_an_address_in_use_is_refused(launch: Callable[..., Any]) -> None:
 
 
 def test_a_dead_socket_is_replaced_and_a_file_is_not(
-    launch: Callable[..., Any], tmp_path: Path
+    launch: Callable[..., Any], socket_folder: Path
 ) -> None:
-    path = tmp_path / "dead.sock"
+    path = socket_folder / "dead.sock"
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(str(path))
     server = launch(address=f"unix:{path}")
     assert server.call("GetServerInfo", model_pb2.GetServerInfoRequest()).version
-    file = tmp_path / "file"
+    file = socket_folder / "file"
     file.write_text("precious")
     assert "no socket" in start_error(f"unix:{file}")
     assert file.read_text() == "precious"
-    assert "can't listen" in start_error(f"unix:{tmp_path / 'no' / 'folder.sock'}")
+    assert "can't listen" in start_error(f"unix:{socket_folder / 'no' / 'folder.sock'}")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from mlxrt.core.model import Limits
 from mlxrt.server.lifecycle import Lifecycle
-from mlxrt.server.reaper import JUMP_MS, LOOK_INTERVAL_MIN_MS, LOOK_INTERVAL_MS, Reaper
+from mlxrt.server.reaper import (
+    JUMP_MS,
+    LATE_MAX_MS,
+    LATE_MS,
+    LOOK_INTERVAL_MIN_MS,
+    LOOK_INTERVAL_MS,
+    Reaper,
+)
 from mlxrt.server.runtime import Runtime, build_runtime
 from mlxrt.testing import FakeEngine
 
@@ -89,3 +96,13 @@ def test_a_look_that_is_a_little_late_gives_back_what_it_was_late_by() -> None:
     assert bench.sessions == 1
     bench.pass_ms(300)
     assert bench.sessions == 0 and bench.reaper.graces == 0
+
+
+def test_looks_that_are_always_late_end_leases_too() -> None:
+    bench = Bench()
+    began_ms, wait_ms = bench.now_ms, bench.pass_ms(0)
+    while bench.sessions:
+        wait_ms = bench.pass_ms(wait_ms + LATE_MS + 50)
+        assert bench.now_ms - began_ms < TTL_MS + LATE_MAX_MS + 3 * LOOK_INTERVAL_MS
+    assert bench.now_ms - began_ms > TTL_MS + LATE_MAX_MS / 2, "what was late was given back"
+    assert bench.reaper.graces == 0
