@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from random import Random
 from typing import Any
 
@@ -58,6 +58,11 @@ class FaultyClient:
             "abandon": self._abandon,
             "close": self._close_and_open,
         }
+
+    @property
+    def kinds(self) -> Set[str]:
+        """The names of the faults that it may meet."""
+        return self._kinds.keys()
 
     def run(self, stopped: threading.Event) -> None:
         """Steps until stopped, then closes the session."""

@@ -31,7 +31,7 @@ TOKENS_MAX = 24
 BLOCKS = 1024
 SESSIONS_MAX = 64
 VICTIM_LIFE_S = 8.0
-SETTLE_S = 30.0
+SETTLE_S = 90.0
 PROMPTS_RECORDED = 16
 _WARM_STEPS = 200
 
@@ -45,6 +45,7 @@ class SoakPlan:
         clients: those that meet faults step by step; half of them over a stream. A scheduler whose
             stream is cut and a client that is killed come on top.
         fault_rate: share of the steps that meet a fault.
+        patience_s: how much longer it goes on where not every kind of fault was met yet.
     """
 
     model: str = "fake"
@@ -52,6 +53,7 @@ class SoakPlan:
     clients: int = 4
     fault_rate: float = 0.01
     seed: int = 1
+    patience_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -126,6 +128,9 @@ class _Soak:
             self._begin(scheduler.run)
             self._begin(self._kill_victims)
             self._stopped.wait(self._plan.seconds)
+            end_s = started_s + self._plan.seconds + self._plan.patience_s
+            while time.monotonic() < end_s and not self._has_met_all(faulty, scheduler):
+                self._stopped.wait(1)
             self._stopped.set()
             for thread in self._threads:
                 thread.join(120)
@@ -136,6 +141,14 @@ class _Soak:
         self._report.resident_growth = round(watch.growth(), 4)
         self._count(faulty, scheduler)
         self._account(oracle, before)
+
+    def _has_met_all(self, faulty: list[FaultyClient], scheduler: SchedulerClient) -> bool:
+        """Whether every kind of fault was met, or something ended the run."""
+        met = {kind for client in faulty for kind in client.faults}
+        kinds = {kind for client in faulty for kind in client.kinds}
+        replays = sum(client.session.replays for client in faulty)
+        others = (self._kills, scheduler.cuts, scheduler.preemptions, replays)
+        return self._stopped.is_set() or (kinds <= met and all(others))
 
     def _oracle(self) -> Oracle:
         if self._plan.model == "fake":
@@ -233,11 +246,17 @@ class _Soak:
         report = self._report
         time.sleep(2 * TTL_MS / 1000)
         probe = CheckedSession(self._server.address, oracle, Random(0), lines=1)
-        probe.open()
-        free = probe.send(probe.plan()).free_blocks[0].count
-        held = sum(len(table.block_ids) for table in probe.state().leased_blocks)
-        report.leaked_blocks = BLOCKS - 1 - free - held
-        probe.close()
+        end_s = time.monotonic() + SETTLE_S
+        while True:  # a server that was kept from its work ends leases later
+            probe.open()
+            free = probe.send(probe.plan()).free_blocks[0].count
+            held = sum(len(table.block_ids) for table in probe.state().leased_blocks)
+            report.leaked_blocks = BLOCKS - 1 - free - held
+            probe.call_close()
+            if not report.leaked_blocks or time.monotonic() > end_s:
+                break
+            time.sleep(0.5)
+        probe.disconnect()
         report.leaked_sessions = SESSIONS_MAX - self._sessions_free()
         now = settle(self._pid, before, SETTLE_S)
         report.leaked_file_descriptors = max(0, now.file_descriptors - before.file_descriptors)
