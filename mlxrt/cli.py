@@ -190,7 +190,7 @@ def bench_step(
         list[int] | None, typer.Option(min=1, help="Repeatable. Default: 1, 8, 64.")
     ] = None,
     repeats: Annotated[int, typer.Option(min=2, help="Times each arm is timed.")] = 5,
-    steps: Annotated[int, typer.Option(min=2, help="Decode steps in one timing.")] = 16,
+    steps: Annotated[int, typer.Option(min=2, help="Decode steps in one timing.")] = 48,
     contexts: Annotated[
         list[int] | None,
         typer.Option(

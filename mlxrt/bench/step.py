@@ -73,7 +73,7 @@ class Plan:
 
     contexts: tuple[int, ...] = (256,)
     repeats: int = 5
-    steps: int = 16
+    steps: int = 48
     blas: str = "auto"
     dtype: str = "auto"
     arms: tuple[str, ...] = ("stream", "unary", "in_process", "mlx_lm")
