@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -19,6 +19,15 @@ HEADS, KV_HEADS, DIM = 4, 2, 64
 ROWS = 3
 
 Step = Callable[..., tuple[mx.array, ...]]
+
+
+@pytest.fixture(autouse=True)
+def compiling() -> Iterator[None]:
+    """Turns mx.compile on, which an engine in this process may have turned off for all of it, and
+    leaves it off, as an engine on a CPU would."""
+    mx.enable_compile()
+    yield
+    mx.disable_compile()
 
 
 def layer(
