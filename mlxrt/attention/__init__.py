@@ -5,7 +5,7 @@ to them.
 from mlxrt.attention.choice import AttentionChoice, ChosenPath, LayerCall, choose_path
 from mlxrt.attention.gather import GatherPath
 from mlxrt.attention.heads import HeadRules
-from mlxrt.attention.layer import PagedLayer, StepBinding, WindowMask
+from mlxrt.attention.layer import PagedLayer, StepBinding, WindowMask, bind_pools, pools_of
 from mlxrt.attention.metadata import HostRows, StepMetadata
 from mlxrt.attention.path import AttendCounts, AttentionPath
 from mlxrt.attention.pool import LayerShape, allocate_pool
@@ -27,7 +27,9 @@ __all__ = [
     "StepMetadata",
     "WindowMask",
     "allocate_pool",
+    "bind_pools",
     "choose_path",
     "install_seam",
+    "pools_of",
     "uninstall_seam",
 ]

@@ -4,6 +4,7 @@ cache.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -141,3 +142,14 @@ class PagedLayer:
             window=binding.window,
             sinks=sinks,
         )
+
+
+def pools_of(layers: Iterable[PagedLayer]) -> list[mx.array]:
+    """The pools of `layers`: K and V of each in turn."""
+    return [array for layer in layers for array in (layer.keys, layer.values)]
+
+
+def bind_pools(layers: Iterable[PagedLayer], pools: Sequence[mx.array]) -> None:
+    """Rebinds `layers` to `pools`, in the order of `pools_of`."""
+    for index, layer in enumerate(layers):
+        layer.keys, layer.values = pools[2 * index], pools[2 * index + 1]

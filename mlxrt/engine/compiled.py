@@ -16,7 +16,14 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxrt.attention import HostRows, PagedLayer, StepBinding, StepMetadata
+from mlxrt.attention import (
+    HostRows,
+    PagedLayer,
+    StepBinding,
+    StepMetadata,
+    bind_pools,
+    pools_of,
+)
 from mlxrt.attention.transfer import Numbers, to_device
 from mlxrt.engine.batch import Batch
 from mlxrt.engine.sampling import Sampler, SamplingBatch, sample
@@ -135,15 +142,13 @@ class CompiledSteps:
         self._functions.move_to_end(shape)
         counts = self._bindings[0].path.counts
         native, fused, steps = counts.native, counts.fused, self._sampler.steps
-        pools = [array for layer in self._layers for array in (layer.keys, layer.values)]
         numbers = _arrays(batch.groups, row_count, width)
         rows = to_device(numbers if rules is None else [rules, *numbers])
-        outputs, pools = function(tokens, rows, pools)
+        outputs, pools = function(tokens, rows, pools_of(self._layers))
         counts.native = native + len(self._layers)
         counts.fused = fused + self._is_fused * len(self._layers)
         self._sampler.steps = steps + (output is not _Output.LOGITS)
-        for index, layer in enumerate(self._layers):
-            layer.keys, layer.values = pools[2 * index], pools[2 * index + 1]
+        bind_pools(self._layers, pools)
         found: list[mx.array] = outputs
         return found
 
@@ -152,9 +157,7 @@ class CompiledSteps:
             tokens: mx.array, rows: list[mx.array], pools: list[mx.array]
         ) -> tuple[list[mx.array], list[mx.array]]:
             self.counts.traces += 1
-            layers = self._layers
-            for index, layer in enumerate(layers):
-                layer.keys, layer.values = pools[2 * index], pools[2 * index + 1]
+            bind_pools(self._layers, pools)
             rules = rows[:1]
             if shape.output is _Output.DRAWN:
                 rows = rows[1:]
@@ -177,7 +180,7 @@ class CompiledSteps:
                 picked = self._sampler.pick_by(logits, rules[0])
                 assert picked.finite is not None
                 outputs = [picked.tokens, picked.finite]
-            return outputs, [array for layer in layers for array in (layer.keys, layer.values)]
+            return outputs, pools_of(self._layers)
 
         return step
 

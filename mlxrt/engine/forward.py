@@ -12,7 +12,14 @@ import numpy as np
 from mlx.nn.layers.base import Module
 from numpy.typing import NDArray
 
-from mlxrt.attention import AttentionPath, PagedLayer, StepBinding, StepMetadata
+from mlxrt.attention import (
+    AttentionPath,
+    PagedLayer,
+    StepBinding,
+    StepMetadata,
+    bind_pools,
+    pools_of,
+)
 from mlxrt.attention.transfer import readable, readable_copy, to_device
 from mlxrt.core.step import SampledRow
 from mlxrt.engine.batch import Batch
@@ -144,12 +151,11 @@ class Forward:
 
     def pools(self) -> list[mx.array]:
         """The pool's arrays."""
-        return [array for layer in self.layers for array in (layer.keys, layer.values)]
+        return pools_of(self.layers)
 
     def restore(self, pools: Sequence[mx.array]) -> None:
         """Rebinds the layers to `pools`, as `pools()` gave them."""
-        for index, layer in enumerate(self.layers):
-            layer.keys, layer.values = pools[2 * index], pools[2 * index + 1]
+        bind_pools(self.layers, pools)
 
     def copy_blocks(self, copies: Sequence[tuple[int, int, int]]) -> None:
         """Adds block copies, `(group, source, destination)`, to the graph."""
@@ -158,10 +164,8 @@ class Forward:
             if not len(pairs):
                 continue
             sources, destinations = mx.array(pairs[:, 0]), mx.array(pairs[:, 1])
-            pools = [array for layer in group.layers for array in (layer.keys, layer.values)]
-            copied = iter(self.path.copy_blocks(pools, sources, destinations))
-            for layer in group.layers:
-                layer.keys, layer.values = next(copied), next(copied)
+            pools = pools_of(group.layers)
+            bind_pools(group.layers, self.path.copy_blocks(pools, sources, destinations))
 
     def poison(self) -> None:
         """Fills the pool with NaN and evaluates it."""
