@@ -120,9 +120,22 @@ class Scheduler:
                 self.retire(sequence)
             if active and rng.random() < 0.05:
                 self.preempt(rng.choice(active))
+        self.drain()
+        return steps
+
+    def finish(self, chunk: int = 8) -> int:
+        """Steps every sequence to its goal, all at once; returns the number of steps."""
+        steps = 0
+        while pending := [s for s in self.sequences if not s.finished]:
+            self.step(pending, chunk=chunk)
+            steps += 1
+        self.drain()
+        return steps
+
+    def drain(self) -> None:
+        """Reads what is in flight."""
         while self.waiting:
             self.read()
-        return steps
 
     def _newcomer(self, active: list[Sequence], rng: random.Random) -> Sequence:
         """A new sequence; now and then one that begins as another did."""

@@ -22,16 +22,6 @@ def compiling_is_off_afterwards():
     mx.disable_compile()
 
 
-def _finish(scheduler, chunk: int = 8) -> int:
-    steps = 0
-    while pending := [s for s in scheduler.sequences if not s.finished]:
-        scheduler.step(pending, chunk=chunk)
-        steps += 1
-    while scheduler.waiting:
-        scheduler.read()
-    return steps
-
-
 @pytest.mark.parametrize(
     ("name", "bits", "buckets"),
     [("qwen3", None, (4, 16, 64)), ("qwen3", 4, ()), ("llama", None, (2, 8))],
@@ -62,7 +52,7 @@ def test_windows_are_replayed_too(save_checkpoint, start_engine, make_scheduler,
     running = start_engine(folder, attention="native", compiled="on")
     scheduler = make_scheduler(running, seed=3, leave=True)
     sequences = [scheduler.add([5 + index, 6, 7], 40) for index in range(3)]
-    _finish(scheduler)
+    scheduler.finish()
     assert scheduler.seen["left"] > 10
     assert running.engine.counters().compiled_steps >= 39
     oracle = make_oracle(folder)
@@ -119,7 +109,7 @@ def test_shapes_are_few_and_the_cache_is_bounded(
     running = start_engine(checkpoint("qwen3"), attention="native", compiled="on", row_buckets=(4,))
     scheduler = make_scheduler(running, seed=3)
     sequence = scheduler.add([1, 2, 3], 120)
-    _finish(scheduler)
+    scheduler.finish()
     counters = running.engine.counters()
     # 31 blocks of 4 positions, in tables of 8, 16, 24 and 32 entries; 8 were met at the warm-up.
     assert len(sequence.tables[0]) == 31
@@ -146,7 +136,7 @@ def test_pools_stay_in_place(checkpoint, start_engine, make_scheduler):
     scheduler = make_scheduler(running, seed=1)
     for index in range(6):
         scheduler.add(list(range(1, 4 + 5 * index)), 12)
-    _finish(scheduler)
+    scheduler.finish()
     counters = running.engine.counters()
     assert counters.compiled_steps > 5
     assert counters.peak_bytes - before < running.engine.memory_plan.pool_bytes // 16

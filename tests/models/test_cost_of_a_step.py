@@ -20,16 +20,6 @@ def _population(scheduler, count: int = 6) -> None:
         scheduler.add(list(range(1, 4 + 5 * index)), 12)
 
 
-def _run(scheduler, chunk: int = 8) -> int:
-    steps = 0
-    while pending := [s for s in scheduler.sequences if not s.finished]:
-        scheduler.step(pending, chunk=chunk)
-        steps += 1
-    while scheduler.waiting:
-        scheduler.read()
-    return steps
-
-
 @pytest.mark.parametrize("path", ["gather", "native"])
 def test_one_async_eval_a_step_and_no_other_evaluation(
     path, checkpoint, start_engine, make_scheduler, monkeypatch
@@ -46,7 +36,7 @@ def test_one_async_eval_a_step_and_no_other_evaluation(
         monkeypatch.setattr(mx, name, counted)
     scheduler = make_scheduler(running, seed=1)
     _population(scheduler)
-    steps = _run(scheduler)
+    steps = scheduler.finish()
     assert calls == {("async_eval", "mlxrt-engine"): steps}
     assert running.engine.counters().async_evals == steps
 
@@ -59,7 +49,7 @@ def test_the_native_path_runs_the_kernels_once_per_layer_and_the_gather_path_non
         scheduler = make_scheduler(running, seed=1)
         _population(scheduler)
         kernels.reset_counters()
-        steps = _run(scheduler)
+        steps = scheduler.finish()
         counted = kernels.counters()
         running.engine.close()
         # The last layer of a step that samples nothing need not attend.
@@ -115,7 +105,7 @@ def test_a_step_takes_no_memory_that_grows_with_the_pool(
         mx.reset_peak_memory()
         scheduler = make_scheduler(running, seed=1)
         _population(scheduler)
-        _run(scheduler)
+        scheduler.finish()
         extra[num_blocks] = running.engine.counters().peak_bytes - before
         pool_bytes = running.engine.memory_plan.pool_bytes
         running.engine.close()
@@ -133,7 +123,7 @@ def test_the_plan_bounds_what_a_step_takes(checkpoint, start_engine, make_schedu
         scheduler = make_scheduler(running, seed=1)
         scheduler.add([5] * 500, 3)
         scheduler.add([6] * 12, 3)
-        _run(scheduler, chunk=500)
+        scheduler.finish(chunk=500)
         taken = running.engine.counters().peak_bytes - before
         assert taken <= running.engine.memory_plan.step_bytes
         running.engine.close()
@@ -155,7 +145,7 @@ def test_rows_are_padded_to_buckets_and_padding_changes_nothing(
             expected_padding = 64 - 35 if buckets else 0
             assert running.engine.counters().padding_rows == expected_padding
             assert running.engine.counters().head_rows == sampling
-            _run(scheduler)
+            scheduler.finish()
             tokens[path, buckets] = [s.tokens for s in scheduler.sequences]
             running.engine.close()
     assert tokens["gather", ()] == tokens["gather", (4, 16, 64)]

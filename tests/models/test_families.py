@@ -80,10 +80,7 @@ def test_blocks_that_left_the_window_are_given_back(
         scheduler.ticket = 1000 * leave
         for sequence in ([9, 8, 7], list(range(1, 40))):
             scheduler.add(sequence, 20 * window - len(sequence)).handle += 10 * leave
-        while pending := [s for s in scheduler.sequences if not s.finished]:
-            scheduler.step(pending, chunk=5)
-        while scheduler.waiting:
-            scheduler.read()
+        scheduler.finish(chunk=5)
         tokens[leave] = [s.tokens for s in scheduler.sequences]
         for sequence in scheduler.sequences:
             scheduler.retire(sequence)

@@ -18,10 +18,7 @@ def test_the_bundled_model(path, start_engine, make_scheduler):
     cases = GOLDEN["cases"]
     for case in cases:
         scheduler.add(case["prompt"], len(case["tokens"]))
-    while pending := [s for s in scheduler.sequences if not s.finished]:
-        scheduler.step(pending, chunk=50)
-    while scheduler.waiting:
-        scheduler.read()
+    scheduler.finish(chunk=50)
     for sequence, case in zip(scheduler.sequences, cases, strict=True):
         assert sequence.tokens == case["prompt"] + case["tokens"]
     counters = running.engine.counters()

@@ -65,10 +65,7 @@ def test_one_step_in_flight_gives_the_same(checkpoint, start_engine, make_schedu
         scheduler = make_scheduler(running, seed=5, in_flight=in_flight)
         for length in (3, 17, 30):
             scheduler.add(list(range(1, length)), 12)
-        while pending := [s for s in scheduler.sequences if not s.finished]:
-            scheduler.step(pending, chunk=8)
-        while scheduler.waiting:
-            scheduler.read()
+        scheduler.finish(chunk=8)
         tokens.append([s.tokens for s in scheduler.sequences])
         running.engine.close()
     assert tokens[0] == tokens[1]

@@ -27,6 +27,5 @@ def test_plans_do_not_wait_for_a_delivery_that_waits_for_them(
     sequence = scheduler.add([5, 6, 7], 30)
     while not sequence.finished:
         scheduler.step([sequence], chunk=3)
-    while scheduler.waiting:
-        scheduler.read()
+    scheduler.drain()
     assert sequence.tokens == make_oracle(checkpoint("qwen3")).greedy([5, 6, 7], 30)
