@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 
 from mlxrt.testing.oracle import FakeOracle
+from mlxrt.testing.server_process import ServerProcess
 from mlxrt.testing.soak import SoakPlan, run, soak
+from mlxrt.testing.soak.watch import GRPC_THREADS_SLACK, Holdings, holdings
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "60"))
 PATIENCE_S = 600.0
@@ -38,6 +41,22 @@ def test_faults_all_the_while_break_nothing(model: str) -> None:
     assert report.faults["client killed"] > 0 and report.faults["scheduler cut"] > 0
     kinds = {"cut", "deadline", "cancel", "twice", "half open", "invalid", "take over"}
     assert kinds | {"abandon", "close"} <= set(report.faults)
+
+
+def test_a_leaked_thread_is_found() -> None:
+    """Ours to the last one; of gRPC's those that its pool does not account for."""
+    before = Holdings(file_descriptors=9, threads=3, grpc_threads=6, resident_bytes=0)
+    assert replace(before, grpc_threads=6 + GRPC_THREADS_SLACK).leaked_threads(before) == 0
+    assert replace(before, grpc_threads=7 + GRPC_THREADS_SLACK).leaked_threads(before) == 1
+    assert replace(before, threads=4).leaked_threads(before) == 1
+    assert replace(before, file_descriptors=10).leaked_file_descriptors(before) == 1
+
+
+def test_threads_are_told_apart() -> None:
+    with ServerProcess(["--fake", "--num-blocks", "8"]) as server:
+        assert server.process is not None
+        held = holdings(server.process.pid)
+    assert held.threads >= 1 and held.grpc_threads >= 2
 
 
 def test_a_wrong_token_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -182,8 +182,8 @@ class _Soak:
         for session in sessions:
             session.close()
         time.sleep(1)
-        # Threads of gRPC's come and go with the load: those under load are no leak.
-        return Holdings(holdings(self._pid).file_descriptors, held.threads, held.resident_bytes)
+        # Those threads of gRPC's that the load brought are no leak.
+        return replace(held, file_descriptors=holdings(self._pid).file_descriptors)
 
     def _faulty(self, stack: ExitStack, oracle: Oracle, index: int) -> FaultyClient:
         proxy = stack.enter_context(FaultProxy(self._server.address))
@@ -259,8 +259,8 @@ class _Soak:
         probe.disconnect()
         report.leaked_sessions = SESSIONS_MAX - self._sessions_free()
         now = settle(self._pid, before, SETTLE_S)
-        report.leaked_file_descriptors = max(0, now.file_descriptors - before.file_descriptors)
-        report.leaked_threads = max(0, now.threads - before.threads)
+        report.leaked_file_descriptors = now.leaked_file_descriptors(before)
+        report.leaked_threads = now.leaked_threads(before)
         report.resident_mib = round(now.resident_bytes / 2**20, 1)
         for name in ("blocks", "sessions", "file_descriptors", "threads"):
             if count := getattr(report, f"leaked_{name}"):
