@@ -18,6 +18,16 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from mlxrt.addresses import OFF
 from mlxrt.testing.faults import FaultSpec
 
+_LOOK_AGAIN_MS = 100
+
+
+def waiting_channel(address: str) -> grpc.Channel:
+    """A channel to a server that may not listen yet: it looks again ten times a second, where
+    gRPC's own waits for a second and more."""
+    wait = [f"grpc.{which}_reconnect_backoff_ms" for which in ("initial", "min", "max")]
+    options = [*((name, _LOOK_AGAIN_MS) for name in wait), ("grpc.use_local_subchannel_pool", 1)]
+    return grpc.insecure_channel(address, options)
+
 
 class ServerProcess:
     """`mlxrt serve` on a unix socket of its own; a context manager that waits until it serves.
@@ -102,7 +112,7 @@ class ServerProcess:
 
     def _wait_until_serving(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + self._start_timeout_s
-        with grpc.insecure_channel(self.address) as channel:
+        with waiting_channel(self.address) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             while time.monotonic() < deadline:
                 if process.poll() is not None:

@@ -33,6 +33,16 @@ SOURCES = (
     "simd/attention_neon",
 )  # fmt: skip
 ZIG = (sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-macos.14.0")
+PRECOMPILED = """
+#include "mlx/allocator.h"
+#include "mlx/array.h"
+#include "mlx/backend/cpu/encoder.h"
+#include "mlx/ops.h"
+#include "mlx/primitives.h"
+#include "mlx/utils.h"
+"""
+"""Read once for all files but those of metal/: the build for Linux shows that the others include
+what they need."""
 UNEXPORTED = """
 #include "mlx/backend/metal/device.h"
 bool unexported() { return mlx::core::metal::is_nax_available(); }
@@ -76,7 +86,7 @@ def embedded_digest() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
-def compile_one(source: Path, mlx: Path, target: Path) -> Path:
+def compile_one(source: Path, mlx: Path, target: Path, *options: str) -> Path:
     """Compiles a file for macOS."""
     include = [mlx / "include", mlx / "include" / "metal_cpp", STUBS, NATIVE, NATIVE / "include"]
     defines = [
@@ -85,7 +95,7 @@ def compile_one(source: Path, mlx: Path, target: Path) -> Path:
     ]  # fmt: skip
     command = [
         *ZIG, "-std=c++20", "-O0", "-g0", "-c", *(f"-I{path}" for path in include),
-        *(f"-D{define}" for define in defines), str(source), "-o", str(target),
+        *(f"-D{define}" for define in defines), *options, str(source), "-o", str(target),
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True)
     assert not result.returncode, result.stderr
@@ -104,11 +114,14 @@ def link(objects: list[Path], mlx: Path, target: Path) -> subprocess.CompletedPr
 def objects(mlx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Returns the compiled files of the extension."""
     folder = tmp_path_factory.mktemp("macos")
+    header = folder / "precompiled.h"
+    header.write_text(PRECOMPILED)
+    read = compile_one(header, mlx_folder, folder / "precompiled.pch", "-x", "c++-header")
 
     def one(name: str) -> Path:
-        return compile_one(
-            NATIVE / f"{name}.cpp", mlx_folder, folder / f"{name.replace('/', '_')}.o"
-        )
+        options = () if name.startswith("metal/") else ("-include-pch", str(read))
+        target = folder / f"{name.replace('/', '_')}.o"
+        return compile_one(NATIVE / f"{name}.cpp", mlx_folder, target, *options)
 
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(one, SOURCES))

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import grpc
 import pytest
 import yaml
 from cryptography import x509
@@ -35,6 +34,7 @@ from mlxrt.cli import main
 from mlxrt.config import Settings, load_settings
 from mlxrt.deploy.toml_text import toml_text
 from mlxrt.telemetry.metrics import METRICS, MetricKind
+from mlxrt.testing.server_process import waiting_channel
 
 TIMEOUT_S = 120
 SUFFIXES = {MetricKind.HISTOGRAM: ("_bucket", "_sum", "_count")}
@@ -92,17 +92,23 @@ def running(
 
 def assert_serving(address: str, service: str = "") -> None:
     """Waits until health says SERVING."""
-    with grpc.insecure_channel(address) as channel:
+    with waiting_channel(address) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(
             health_pb2.HealthCheckRequest(service=service), wait_for_ready=True, timeout=TIMEOUT_S
         )
         assert any(a.status == health_pb2.HealthCheckResponse.SERVING for a in watch)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, below those that a system gives to whoever asks for any."""
+    found: list[int] = []
+    for port in range(11_000 + os.getpid() % 4_000, 16_000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("0.0.0.0", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError("no port is free")
 
 
 # ---- launchd ----
@@ -281,9 +287,10 @@ def test_kubernetes_runs_what_it_says(tmp_path: Path) -> None:
     config.write_text(
         f'fake = true\ntoken_file = "{tmp_path}/tokens"\n[limits]\nmax_sessions = 3\n'
     )
+    port, health_port = free_ports(2)
     text = printed(
-        "kubernetes", "--config", str(config), "--set", f"address=0.0.0.0:{free_port()}",
-        "--set", f"health_address=0.0.0.0:{free_port()}", "--set", "metrics_address=off",
+        "kubernetes", "--config", str(config), "--set", f"address=0.0.0.0:{port}",
+        "--set", f"health_address=0.0.0.0:{health_port}", "--set", "metrics_address=off",
         "--set", f"tls.certificate_file={tmp_path}/tls.crt",
         "--set", f"tls.key_file={tmp_path}/tls.key",
         MLXRT_DRAIN_SECONDS="0",

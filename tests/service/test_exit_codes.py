@@ -10,12 +10,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import grpc
 import pytest
 from mlxrt_client.v1 import session_pb2, step_pb2
 
 from mlxrt.exit_code import ExitCode
-from mlxrt.testing.server_process import ServerProcess
+from mlxrt.testing.server_process import ServerProcess, waiting_channel
 
 ROOT = Path(__file__).parents[2]
 Provoke = Callable[[Path], subprocess.CompletedProcess[str]]
@@ -72,7 +71,7 @@ def lost(folder: Path) -> subprocess.CompletedProcess[str]:
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", LOSES_ITS_DEVICE, *arguments], stderr=file
         )
-    with grpc.insecure_channel(address) as channel:
+    with waiting_channel(address) as channel:
         run = channel.unary_unary("/mlxrt.v1.SessionService/OpenSession")
         request = session_pb2.OpenSessionRequest(request_id="r").SerializeToString()
         answer = run(request, timeout=60, wait_for_ready=True)

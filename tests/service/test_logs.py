@@ -151,8 +151,10 @@ def test_at_info_steps_have_no_line(launch: Launch, configure: Callable[..., Log
 
 def test_what_is_rare_has_a_line_at_info(launch: Launch, configure: Callable[..., Log]) -> None:
     log = configure("json", "info")
-    server = launch(limits={"min_lease_ttl_ms": 50}, drain_seconds=0.05)
-    server.open(ttl_ms=50).allocate(3)
+    server = launch(drain_seconds=0.05)
+    ending = server.open()
+    ending.allocate(3)
+    ending.end_lease()
     closing, resumed, drained = server.open(), server.open(), server.open()
     server.call("CloseSession", session_pb2.CloseSessionRequest(session=closing.ref))
     server.call(

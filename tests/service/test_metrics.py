@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import json
 import threading
 import time
 import urllib.request
@@ -156,12 +156,13 @@ def sessions(launch: Launch) -> Page:
 
 @moves("mlxrt_lease_expirations_total")
 def expirations(launch: Launch) -> Page:
-    server, page = start(launch, limits={"min_lease_ttl_ms": 50})
-    frees = "mlxrt_block_frees_total"
+    server, page = start(launch)
+    session, frees = server.open(), "mlxrt_block_frees_total"
+    session.allocate(3)
     with page.moves("mlxrt_lease_expirations_total", 1), page.moves(
         "mlxrt_sessions_ended_total", 1, cause="lease_expired"
     ), page.moves(frees, 3, cause="lease_expired"):  # fmt: skip
-        server.open(ttl_ms=50).allocate(3)
+        session.end_lease()
     return page
 
 
@@ -350,10 +351,12 @@ def state(launch: Launch) -> Page:
     "mlxrt_sampled_steps_total", "mlxrt_fused_layers_total",
 )  # fmt: skip
 def real_engine(launch: Launch) -> Page:
-    with free_port() as address, ServerProcess(
-        ["--num-blocks", "64", "--set", f"metrics_address={address}", "--set", "compiled=on"]
+    with ServerProcess(
+        ["--num-blocks", "64", "--set", "metrics_address=127.0.0.1:0", "--set", "compiled=on"]
     ) as server, Client(server.address) as client, client.open_session() as session:  # fmt: skip
-        page = Page(address)
+        said = [json.loads(line) for line in server.log.splitlines()]
+        (listening,) = [line for line in said if line["event"] == "listening"]
+        page = Page(listening["metrics"])
         layers = sum(len(g.layer_indices) for g in client.model_info().groups)
         blocks = session.allocate_blocks({0: 3})[0]
         prefill = StepRequest(
@@ -379,14 +382,6 @@ def real_engine(launch: Launch) -> Page:
         assert page.value("mlxrt_memory_bytes", kind="active") > pool
         page.moved.add("mlxrt_memory_bytes")
     return page
-
-
-@contextmanager
-def free_port() -> Iterator[str]:
-    """An address of the loopback that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        address = f"127.0.0.1:{listening.getsockname()[1]}"
-    yield address
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)

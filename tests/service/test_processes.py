@@ -16,7 +16,7 @@ import pytest
 from mlxrt_client.v1 import error_pb2, execution_pb2, session_pb2, step_pb2
 
 from mlxrt.testing import FakeModel
-from mlxrt.testing.server_process import ServerProcess
+from mlxrt.testing.server_process import ServerProcess, waiting_channel
 
 PROMPT = [5, 9, 2, 77, 1023]
 BLOCK = 4
@@ -242,7 +242,7 @@ def test_device_loss_exits_with_6(socket_folder: Path) -> None:
         [sys.executable, "-c", LOSING, address], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stdout.readline().strip() == address
-    with grpc.insecure_channel(address) as channel:
+    with waiting_channel(address) as channel:
         run = channel.unary_unary("/mlxrt.v1.SessionService/OpenSession")
         request = session_pb2.OpenSessionRequest(request_id="r")
         answer = run(request.SerializeToString(), timeout=60, wait_for_ready=True)

@@ -16,7 +16,7 @@ from mlxrt.testing.faults import ENGINE_POINTS, Fault, Faults, FaultSpec, Point
 from mlxrt.testing.server_thread import ServerThread
 
 STALL_S = 1.0
-HANGS_MS = 2500
+UNTIL_WOKEN_MS = 300_000
 SETTINGS = {"num_blocks": 8, "blas": "reference", "stall_seconds": STALL_S}
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -45,18 +45,19 @@ def test_a_step_that_hangs(hanging: tuple[ServerThread, Faults], point: Point) -
         )
         request = health_pb2.HealthCheckRequest(service="readiness")
         watch = run(request.SerializeToString(), timeout=60)
-        assert next(watch).status == SERVING
+        assert SERVING in (answer.status for answer in watch)  # a slow machine may look stalled
         blocks = session.allocate_blocks({0: 2})
-        faults.plan(FaultSpec(point, Fault.DELAY, faults.hits[point] + 1, HANGS_MS))
+        faults.plan(FaultSpec(point, Fault.DELAY, faults.hits[point] + 1, UNTIL_WOKEN_MS))
         answer = stream.submit(
             StepRequest(
                 new_sequences=[messages.new_sequence(1, [11, 12, 13], blocks)],
                 items=[messages.chunk_item(1, 3, sample=True)],
             )
         )
-        assert next(watch).status == NOT_SERVING
+        assert NOT_SERVING in (answer.status for answer in watch)
         assert not answer.done()
+        faults.wake()
         assert answer.result(60).results[0].token_ids
-        assert next(watch).status == SERVING
+        assert SERVING in (answer.status for answer in watch)
         watch.cancel()
     assert faults.struck[-1].point is point

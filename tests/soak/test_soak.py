@@ -21,7 +21,7 @@ SECONDS = float(os.environ.get("SOAK_SECONDS", "60"))
 PATIENCE_S = 600.0
 """On a slow machine it takes longer until each fault was met."""
 GROWTH_MAX = 0.05
-"""Of resident memory in the second half. Half a minute can't show one part in a hundred: the long
+"""Of its memory in the second half. Half a minute can't show one part in a hundred: the long
 run does."""
 
 pytestmark = [
@@ -35,7 +35,7 @@ def test_faults_all_the_while_break_nothing(model: str) -> None:
     report = soak(SoakPlan(model, SECONDS, patience_s=PATIENCE_S))
     assert report.problems == []
     assert report.statuses.get("UNKNOWN", 0) == 0
-    assert report.resident_growth < GROWTH_MAX
+    assert report.memory_growth < GROWTH_MAX
     assert report.tokens_checked > report.steps > 0
     assert report.replays > 0 and report.preemptions > 0 and report.retries > 0
     assert report.faults["client killed"] > 0 and report.faults["scheduler cut"] > 0
@@ -45,7 +45,7 @@ def test_faults_all_the_while_break_nothing(model: str) -> None:
 
 def test_a_leaked_thread_is_found() -> None:
     """Ours to the last one; of gRPC's those that its pool does not account for."""
-    before = Holdings(file_descriptors=9, threads=3, grpc_threads=6, resident_bytes=0)
+    before = Holdings(file_descriptors=9, threads=3, grpc_threads=6, memory_bytes=0)
     assert replace(before, grpc_threads=6 + GRPC_THREADS_SLACK).leaked_threads(before) == 0
     assert replace(before, grpc_threads=7 + GRPC_THREADS_SLACK).leaked_threads(before) == 1
     assert replace(before, threads=4).leaked_threads(before) == 1

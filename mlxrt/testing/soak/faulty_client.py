@@ -21,6 +21,7 @@ from mlxrt_client.v1 import StepRequest
 
 from mlxrt.testing.checked_session import CheckedSession, expect
 from mlxrt.testing.fault_proxy import FaultProxy
+from mlxrt.testing.waiting import wait_until
 
 _SHORT_S = 0.002
 _HOLD_S = 0.3
@@ -171,6 +172,8 @@ class FaultyClient:
             return False
         except TransportError:
             return self._settle_again(step)
+        except SessionLostError:  # `run` judges it
+            raise
         except Exception as error:
             expect(getattr(error, "reason", "") == "SEQUENCE_UNKNOWN", f"refused as {error!r}")
             return False
@@ -183,10 +186,7 @@ class FaultyClient:
         self.session.take_over()
         self._count_end(call)
         self.session.resync()
-        for _ in range(200):
-            if not self.session.state().inflight_step_numbers:
-                break
-            threading.Event().wait(0.01)
+        wait_until(lambda: not self.session.state().inflight_step_numbers)
         self.session.resync()
         return False
 

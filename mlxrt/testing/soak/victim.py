@@ -6,7 +6,10 @@ from __future__ import annotations
 import sys
 
 from mlxrt_client import Client, messages
+from mlxrt_client.errors import SessionLostError
 from mlxrt_client.v1 import StepRequest
+
+from mlxrt.testing.soak.run import SESSION_LOST
 
 
 def main() -> None:
@@ -25,4 +28,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SessionLostError:
+        sys.exit(SESSION_LOST)

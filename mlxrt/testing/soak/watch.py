@@ -24,12 +24,14 @@ class Holdings:
 
     Attributes:
         threads: those that are not gRPC's.
+        memory_bytes: of its own, resident or swapped out. Mapped files are left out: the system
+            drops their pages and reads them again as it likes.
     """
 
     file_descriptors: int
     threads: int
     grpc_threads: int
-    resident_bytes: int
+    memory_bytes: int
 
     def leaked_file_descriptors(self, before: Holdings) -> int:
         """How many there are beyond those of `before`."""
@@ -44,11 +46,10 @@ class Holdings:
 def holdings(pid: int) -> Holdings:
     """Of the process `pid`."""
     process = Path("/proc", str(pid))
-    pages = int((process / "statm").read_text().split()[1])
     names = list(_thread_names(process))
     of_grpc = sum(name.startswith(_GRPC_THREADS) for name in names)
     file_descriptors = len(list((process / "fd").iterdir()))
-    return Holdings(file_descriptors, len(names) - of_grpc, of_grpc, pages * _page_bytes())
+    return Holdings(file_descriptors, len(names) - of_grpc, of_grpc, _memory_bytes(process))
 
 
 def _thread_names(process: Path) -> Iterator[str]:
@@ -57,10 +58,9 @@ def _thread_names(process: Path) -> Iterator[str]:
             yield (task / "comm").read_text().strip()
 
 
-def _page_bytes() -> int:
-    import resource
-
-    return resource.getpagesize()
+def _memory_bytes(process: Path) -> int:
+    lines = (line.split() for line in (process / "status").read_text().splitlines())
+    return sum(int(line[1]) * 1024 for line in lines if line[0] in ("RssAnon:", "VmSwap:"))
 
 
 class Watch:
@@ -83,9 +83,9 @@ class Watch:
         self._thread.join()
 
     def growth(self) -> float:
-        """Share by which resident memory grew over the second half: the median of its last fifth
+        """Share by which its memory grew over the second half: the median of its last fifth
         over that of the fifth in the middle, less one."""
-        sizes = [sample.resident_bytes for sample in self.samples]
+        sizes = [sample.memory_bytes for sample in self.samples]
         fifth = max(1, len(sizes) // 5)
         middle = sizes[len(sizes) // 2 - fifth // 2 :][:fifth]
         return statistics.median(sizes[-fifth:]) / statistics.median(middle) - 1
