@@ -190,6 +190,9 @@ def bench_step(
         list[int] | None, typer.Option(min=1, help="Repeatable. Default: 1, 8, 64.")
     ] = None,
     repeats: Annotated[int, typer.Option(min=2, help="Times each arm is timed.")] = 5,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Times that server and arms are started anew.")
+    ] = 1,
     steps: Annotated[int, typer.Option(min=2, help="Decode steps in one timing.")] = 48,
     contexts: Annotated[
         list[int] | None,
@@ -213,6 +216,12 @@ def bench_step(
     apart: Annotated[
         bool, typer.Option("--apart", help="One arm at a time, for what memory holds but once.")
     ] = False,
+    in_flight: Annotated[
+        int,
+        typer.Option(
+            min=1, max=64, help="Steps that the streams keep in flight; in process it is two."
+        ),
+    ] = 2,
     dtype: Dtype = None,
     blas: Blas = None,
     json_path: JsonPath = None,
@@ -221,8 +230,9 @@ def bench_step(
     from mlxrt.bench import step, tables
 
     plan = step.Plan(
-        contexts=tuple(contexts or [256]), repeats=repeats, steps=steps, blas=blas or "auto",
-        dtype=dtype or "auto", arms=tuple(arms or step.ARMS[:4]), is_apart=apart,
+        contexts=tuple(contexts or [256]), repeats=repeats, rounds=rounds, steps=steps,
+        blas=blas or "auto", dtype=dtype or "auto", arms=tuple(arms or step.ARMS[:4]),
+        is_apart=apart, in_flight=in_flight,
         prefills=tuple(step.prefill_of(text) for text in prefills or ()),
     )  # fmt: skip
     console = Console(stderr=True)

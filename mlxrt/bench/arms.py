@@ -143,7 +143,7 @@ class UnaryArm(GrpcArm):
 
 
 class StreamArm(GrpcArm):
-    """One Execute stream, open all the while as a scheduler's is, two steps in flight."""
+    """One Execute stream, open all the while as a scheduler's is, `in_flight` steps ahead."""
 
     def __init__(
         self,
@@ -153,10 +153,12 @@ class StreamArm(GrpcArm):
         growth: int,
         *,
         sampling: SamplingParams | None = None,
+        in_flight: int = 2,
     ) -> None:
         """As GrpcArm; then opens the stream."""
         super().__init__(address, sequences, context, growth, sampling=sampling)
-        self._stream = self._session.stream(2)
+        self._in_flight = in_flight
+        self._stream = self._session.stream(in_flight)
 
     def close(self) -> None:
         """Ends stream and session."""
@@ -169,7 +171,7 @@ class StreamArm(GrpcArm):
         start = time.perf_counter()
         for _ in range(steps):
             inflight.append(self._stream.submit(self._decode()))
-            if len(inflight) == 2:
+            if len(inflight) == self._in_flight:
                 inflight.popleft().result()
         while inflight:
             inflight.popleft().result()

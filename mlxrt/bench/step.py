@@ -1,16 +1,19 @@
 """`mlxrt bench step`: decode steps through gRPC, without it, and by mlx-lm alone.
 
 All arms of a cell are up at once, contexts filled, and take turns: every repeat times each arm
-once, so that a slow spell of the machine meets all of them. Figures are medians over the repeats.
+once, so that a slow spell of the machine meets all of them. Figures are medians over the repeats of
+all rounds.
 """
 
 from __future__ import annotations
 
 import statistics
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from mlxrt_client.v1 import SamplingParams
@@ -56,28 +59,41 @@ class Cell:
     overhead_ms_p99: float | None = None
 
 
+@dataclass(slots=True)
+class _Timed:
+    """What the arms of a cell took so far: seconds of each timing, by arm, and see Cell."""
+
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    overheads_ms: list[float] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How much is measured.
 
     Attributes:
         contexts: positions filled before the clock starts.
-        repeats: times each arm is timed.
+        repeats: times each arm is timed, in each round.
+        rounds: times the server and the processes of the arms are started anew. How fast a process
+            is depends on where its memory happens to lie: repeats in one do not show that.
         steps: decode steps in one timing.
         blas, dtype: as for `mlxrt serve`; "auto" is the same type for mlx-lm.
         arms: of ARMS, those that run.
         is_apart: each arm is up alone, one after the other: for cells of which the device holds one
             copy of the context and no more.
+        in_flight: steps that the arms over a stream keep in flight; in process it is two.
         prefills: `(sequences, context)` whose prefill is timed as well.
     """
 
     contexts: tuple[int, ...] = (256,)
     repeats: int = 5
+    rounds: int = 1
     steps: int = 48
     blas: str = "auto"
     dtype: str = "auto"
     arms: tuple[str, ...] = ("stream", "unary", "in_process", "mlx_lm")
     is_apart: bool = False
+    in_flight: int = 2
     prefills: tuple[tuple[int, int], ...] = ()
 
     @property
@@ -116,21 +132,41 @@ def bench_step(
     device = ""
     counts = list(sequence_counts)
     for name in models:
-        cells, prefills = [], []
-        with _model_path(name) as path, _server(path, max(counts), plan) as server:
-            for context in plan.contexts:
-                for sequences in counts:
-                    cell, device = _measure(path, server.address, sequences, context, plan)
-                    on_cell(name, cell)
-                    cells.append(asdict(cell))
-            for sequences, context in plan.prefills if path != "fake" else ():
+        with _model_path(name) as path:
+            cells, prefills, on = _bench_model(path, counts, plan, partial(on_cell, name))
+        device = on or device
+        report.append(
+            {
+                "name": name,
+                "cells": [asdict(cell) for cell in cells],
+                "prefills": [asdict(cell) for cell in prefills],
+            }
+        )
+    return {
+        "device": device, "in_flight": plan.in_flight, "rounds": plan.rounds, "models": report
+    }  # fmt: skip
+
+
+def _bench_model(
+    path: str, counts: list[int], plan: Plan, on_cell: Callable[[Cell | PrefillCell], None]
+) -> tuple[list[Cell], list[PrefillCell], str]:
+    """All cells of a model, its prefills, and the server's device."""
+    cells, prefills, device = [], [], ""
+    timed = {(n, context): _Timed() for context in plan.contexts for n in counts}
+    for rounds_left in reversed(range(plan.rounds)):
+        with _server(path, max(counts), plan) as server:
+            for (sequences, context), so_far in timed.items():
+                device = _time(path, server.address, sequences, context, plan, so_far)
+                if not rounds_left:
+                    cells.append(_cell(path, sequences, context, plan, so_far))
+                    on_cell(cells[-1])
+            for sequences, context in plan.prefills if path != "fake" and not rounds_left else ():
                 measured = bench_prefill(
                     path, server.address, sequences, context, plan.repeats, plan.blas, plan.dtype
                 )
-                on_cell(name, measured)
-                prefills.append(asdict(measured))
-        report.append({"name": name, "cells": cells, "prefills": prefills})
-    return {"device": device, "models": report}
+                on_cell(measured)
+                prefills.append(measured)
+    return cells, prefills, device
 
 
 def prefill_of(text: str) -> tuple[int, int]:
@@ -171,6 +207,7 @@ def _server(path: str, sequences: int, plan: Plan) -> ServerProcess:
     model = ["--fake"] if path == "fake" else ["--model", path, "--blas", plan.blas]
     limits = ["--set", f"limits.max_step_rows={ROWS_MAX}", "--dtype", plan.dtype]
     limits += ["--set", f"limits.max_model_length={plan.length}"]
+    limits += ["--set", f"limits.max_inflight_steps={max(2, plan.in_flight)}"]
     return ServerProcess([*model, *limits, "--log-level", "warning", *pool])
 
 
@@ -182,22 +219,19 @@ def _openers(
     own = [*shape, str(plan.growth), plan.blas, plan.dtype]
     alone = [*shape, plan.blas, plan.dtype]
     return {
-        "stream": lambda: StreamArm(*grpc_arguments),
+        "stream": lambda: StreamArm(*grpc_arguments, in_flight=plan.in_flight),
         "unary": lambda: UnaryArm(*grpc_arguments),
         "in_process": lambda: WorkerArm("mlxrt.bench.in_process_arm", own),
         "mlx_lm": lambda: WorkerArm("mlxrt.bench.mlx_lm_arm", alone),
         "dense": lambda: WorkerArm("mlxrt.bench.mlx_lm_arm", [*alone, "dense"]),
-        "sampled": lambda: StreamArm(*grpc_arguments, sampling=DRAWN),
+        "sampled": lambda: StreamArm(*grpc_arguments, sampling=DRAWN, in_flight=plan.in_flight),
     }
 
 
-def _measure(path: str, address: str, sequences: int, context: int, plan: Plan) -> tuple[Cell, str]:
-    """One cell, and the server's device."""
-    is_fake = path == "fake"
+def _time(path: str, address: str, sequences: int, context: int, plan: Plan, so_far: _Timed) -> str:
+    """Times the arms of a cell once more; returns the server's device."""
     openers = _openers(path, address, sequences, context, plan)
-    names = [name for name in plan.arms if not (is_fake and name in ("mlx_lm", "dense"))]
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    overheads: list[float] = []
+    names = [name for name in plan.arms if not (path == "fake" and name in ("mlx_lm", "dense"))]
     device = ""
     for together in [[name] for name in names] if plan.is_apart else [names]:
         with ExitStack() as stack:
@@ -207,22 +241,27 @@ def _measure(path: str, address: str, sequences: int, context: int, plan: Plan) 
                 arm.run(WARM_STEPS)
             for _ in range(plan.repeats):
                 for name, arm in arms.items():
-                    seconds[name].append(arm.run(plan.steps))
+                    so_far.seconds[name].append(arm.run(plan.steps))
             unary = arms.get("unary")
-            if isinstance(unary, UnaryArm) and not is_fake:
-                overheads = unary.overheads_ms(64)
+            if isinstance(unary, UnaryArm) and path != "fake":
+                so_far.overheads_ms += unary.overheads_ms(64)
             device = next((a.device for a in arms.values() if isinstance(a, GrpcArm)), device)
-    if is_fake:
-        overheads = fake_overheads_ms(sequences, context)
+    return device
+
+
+def _cell(path: str, sequences: int, context: int, plan: Plan, timed: _Timed) -> Cell:
+    overheads_ms = timed.overheads_ms
+    if path == "fake":
+        overheads_ms = fake_overheads_ms(sequences, context)
     rates = {
         name: round(sequences * plan.steps / statistics.median(taken), 1)
-        for name, taken in seconds.items()
+        for name, taken in timed.seconds.items()
     }
     return Cell(
         sequences, context, rates.get("stream"), rates.get("unary"), rates.get("in_process"),
         rates.get("mlx_lm"), rates.get("dense"), rates.get("sampled"),
-        *(round(_percentile(overheads, p), 3) if overheads else None for p in (50, 99)),
-    ), device  # fmt: skip
+        *(round(_percentile(overheads_ms, p), 3) if overheads_ms else None for p in (50, 99)),
+    )  # fmt: skip
 
 
 def _percentile(values: list[float], percent: int) -> float:

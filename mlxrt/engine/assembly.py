@@ -12,6 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 import structlog
 from mlx.nn.layers.base import Module
+from mlx.utils import tree_flatten
 
 from mlxrt.attention import (
     AttentionChoice,
@@ -22,12 +23,14 @@ from mlxrt.attention import (
     allocate_pool,
     choose_path,
     install_seam,
+    pools_of,
 )
 from mlxrt.core.model import Group, GroupKind, ModelFacts
 from mlxrt.engine.base import EngineDescription
 from mlxrt.engine.device import Device, current_device
 from mlxrt.engine.engine_config import EngineConfig, default_buckets
 from mlxrt.engine.forward import Forward, LayerGroup
+from mlxrt.engine.huge_pages import collapse
 from mlxrt.engine.memory_plan import (
     CPU_POOL_BYTES_MAX,
     GroupBlocks,
@@ -113,7 +116,7 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
     mx.set_cache_limit(plan.step_bytes)
     progress(0.05, f"loading {plan.weight_bytes >> 20} MiB of weights")
     is_fused = _fuse(config, model, family, shape, chosen.path)
-    mx.eval(model.parameters())  # type: ignore[no-untyped-call]
+    weights = _load_weights(model)
     progress(0.7, f"allocating {plan.pool_bytes >> 20} MiB of KV pool")
     forward = Forward(
         model,
@@ -124,6 +127,7 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
         compiles=_compiles(config, device, chosen.path),
         is_fused=is_fused,
     )
+    _use_huge_pages(device, [*weights, *pools_of(forward.layers)])
     runner = StepRunner(
         forward,
         block_size=config.block_size,
@@ -178,6 +182,23 @@ def _fuse(
         _log.info("layers are not fused", reason=str(error))
         return False
     return True
+
+
+def _load_weights(model: Module) -> list[mx.array]:
+    """Evaluates the parameters and lists them."""
+    parameters = model.parameters()  # type: ignore[no-untyped-call]
+    mx.eval(parameters)
+    leaves: list[tuple[str, mx.array]] = tree_flatten(parameters)  # type: ignore[assignment]
+    return [array for _, array in leaves]
+
+
+def _use_huge_pages(device: Device, arrays: Sequence[mx.array]) -> None:
+    """Moves arrays of a CPU into huge pages; says how much of them."""
+    if device.kind != "cpu":
+        return
+    pages = collapse(arrays)
+    mebibytes = {"mib": pages.covered_bytes >> 20, "of_mib": pages.wanted_bytes >> 20}
+    _log.info("huge pages", **mebibytes, reason=pages.reason or None)
 
 
 def _allow_compiling(config: EngineConfig, device: Device) -> None:
