@@ -42,6 +42,8 @@ add_fatbin(moving "${CMAKE_CURRENT_SOURCE_DIR}/cuda/moving.cu")
 foreach(element 0 1 2)
   add_fatbin(fused_element${element} "${CMAKE_CURRENT_SOURCE_DIR}/cuda/fused_element${element}.cu")
   add_fatbin(sample_element${element} "${CMAKE_CURRENT_SOURCE_DIR}/cuda/sample_element${element}.cu")
+  add_fatbin(sample_parts_element${element}
+    "${CMAKE_CURRENT_SOURCE_DIR}/cuda/sample_parts_element${element}.cu")
 endforeach()
 foreach(element 0 1 2)
   foreach(head_dim 64 80 96 112 128 192 256)

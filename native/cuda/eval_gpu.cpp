@@ -314,28 +314,40 @@ void SwiGLU::eval_gpu(const std::vector<mx::array>& inputs, mx::array& output) {
 void Sample::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) {
   auto& encoder = encoder_of(stream());
   const int device = encoder.device().cuda_device();
-  std::vector<void*> addresses;
-  for (const auto& input : inputs) {
-    encoder.set_input_array(input);
-    addresses.push_back(address(input));
-  }
   for (auto& output : outputs) {
     output.set_data(cuda::allocate(device, output.nbytes()));
-    encoder.set_output_array(output);
-    addresses.push_back(address(output));
   }
   count_evaluation(Op::sample);
-  auto launch = gpu::plan_sample(gpu::sample_shape(inputs[0], inputs[1]));
-  if (launch.grid.x == 0) {
+  const auto shape = gpu::sample_shape(inputs[0], inputs[1]);
+  const auto launches = gpu::plan_sample(shape);
+  if (launches.empty()) {
     return;
   }
-  std::vector<void*> arguments;
-  for (auto& one : addresses) {
-    arguments.push_back(&one);
+  const size_t parts = gpu::sample_parts(shape);
+  const size_t bins_bytes = 8 * SAMPLE_PART_BINS * parts;
+  auto& scratch = cuda::scratch_of(stream()).sampling.reserve(encoder, 16 * parts + 2 * bins_bytes);
+  char* extents = static_cast<char*>(address(scratch));
+  // As SampleArray names them.
+  void* addresses[] = {
+      address(inputs[0]), address(inputs[1]), extents, extents + 16 * parts,
+      extents + 16 * parts + bins_bytes, address(outputs[0]), address(outputs[1]),
+      address(outputs[2]), nullptr};
+  for (auto launch : launches) {
+    for (const auto& input : inputs) {
+      encoder.set_input_array(input);
+    }
+    encoder.set_output_array(scratch);  // so that each launch follows the one before
+    for (auto& output : outputs) {
+      encoder.set_output_array(output);
+    }
+    std::vector<void*> arguments;
+    for (const auto array : launch.arrays) {
+      arguments.push_back(&addresses[static_cast<size_t>(array)]);
+    }
+    arguments.push_back(&launch.params);
+    add_node(encoder, find_kernel(device, launch.file(), launch.key.name()),
+             dim3_of(launch.grid), launch.threads, launch.threadgroup_bytes, arguments);
   }
-  arguments.push_back(&launch.params);
-  add_node(encoder, find_kernel(device, launch.key.name(), launch.key.name()),
-           dim3_of(launch.grid), launch.threads, launch.threadgroup_bytes, arguments);
 }
 
 } // namespace mlxrt

@@ -30,6 +30,7 @@ struct StreamScratch {
   Scratch partials;
   Scratch arrivals;
   Scratch blocks;
+  Scratch sampling;
 };
 
 // Of the calling thread's stream: MLX evaluates a stream on one thread.

@@ -1,3 +1,3 @@
-// The sampling kernel for float32.
+// The sampling op's kernel for rows of float32.
 #define ELEMENT 0
 #include "sample.h"

@@ -1,3 +1,3 @@
-// The sampling kernel for float16.
+// The sampling op's kernel for rows of float16.
 #define ELEMENT 1
 #include "sample.h"

@@ -1,3 +1,3 @@
-// The sampling kernel for bfloat16.
+// The sampling op's kernel for rows of bfloat16.
 #define ELEMENT 2
 #include "sample.h"

@@ -208,13 +208,55 @@ Plan plan_swiglu(const gpu::RowShape& shape) {
   return plan_of_one(gpu::plan_gate(shape), {{gate_up, Use::read}, {out, Use::write}});
 }
 
+namespace {
+
+// Logits, rules, three outputs, then scratch.
+int array_of(gpu::SampleArray array) {
+  switch (array) {
+    case gpu::SampleArray::logits:
+      return 0;
+    case gpu::SampleArray::rules:
+      return 1;
+    case gpu::SampleArray::tokens:
+      return 2;
+    case gpu::SampleArray::finite:
+      return 3;
+    case gpu::SampleArray::least:
+      return 4;
+    case gpu::SampleArray::extents:
+      return 5;
+    case gpu::SampleArray::bins:
+      return 6;
+    default:
+      return 7;
+  }
+}
+
+} // namespace
+
 Plan plan_sample(const gpu::SampleShape& shape) {
-  enum { logits, rules, tokens, finite, least };
-  return plan_of_one(gpu::plan_sample(shape), {{logits, Use::read},
-                                               {rules, Use::read},
-                                               {tokens, Use::write},
-                                               {finite, Use::write},
-                                               {least, Use::write}});
+  Plan plan;
+  const int64_t extent_bytes = 16 * gpu::sample_parts(shape);
+  const int64_t bins_bytes = 8 * SAMPLE_PART_BINS * gpu::sample_parts(shape);
+  for (const auto& launch : gpu::plan_sample(shape)) {
+    if (plan.scratch_bytes.empty()) {
+      plan.scratch_bytes = {extent_bytes, bins_bytes, bins_bytes};
+    }
+    Dispatch one{launch.key.name(), launch.file(), launch.text + std::string(".h"),
+                 launch.key.constants()};
+    for (const auto array : launch.arrays) {
+      const bool is_read = one.buffers.size() < static_cast<size_t>(launch.num_read);
+      one.buffers.push_back(array == gpu::SampleArray::none
+                                ? Binding{0, Use::absent}
+                                : Binding{array_of(array), is_read ? Use::read : Use::write});
+    }
+    one.params = bytes_of(launch.params);
+    one.grid = launch.grid;
+    one.threads = launch.threads;
+    one.threadgroup_bytes = launch.threadgroup_bytes;
+    plan.dispatches.push_back(std::move(one));
+  }
+  return plan;
 }
 
 } // namespace mlxrt::metal

@@ -19,6 +19,8 @@
   SOURCE(params)                  \
   SOURCE(rows)                    \
   SOURCE(sample)                  \
+  SOURCE(sample_parts)            \
+  SOURCE(sampling)                \
   SOURCE(swiglu)
 
 #if defined(__APPLE__)

@@ -93,14 +93,21 @@ def test_the_fused_write_goes_to_the_new_handles_and_takes_the_weights_there_are
     assert any(line.startswith("library mlxrt_norm_rope_write_element0") for line in lines)
 
 
-def test_sampling_reads_two_arrays_and_writes_three() -> None:
-    arrays, lines = told("sample")
-    assert [line for line in lines if line.startswith(("input", "output"))] == [
-        *(f"input {array} {i}" for i, array in enumerate(arrays[:2])),
-        *(f"output {array} {i}" for i, array in enumerate(arrays[2:], 2)),
-    ]
-    assert "dispatch 3 1 1 by 512 1 1" in lines
-    assert any(line.startswith("library mlxrt_sample_element0") for line in lines)
+def test_sampling_passes_its_scratch_from_launch_to_launch() -> None:
+    (logits, rules, *outputs), lines = told("sample")
+    extents, bins, finer = (line.split()[1] for line in lines if line.startswith("temporary"))
+    assert [line for line in lines if line.startswith(("input", "output", "dispatch"))] == [
+        f"input {logits} 0", f"output {extents} 1", "dispatch 1 3 1 by 128 1 1",
+        f"input {logits} 0", f"input {rules} 1", f"input {extents} 2", f"output {bins} 4",
+        "dispatch 1 2 1 by 128 1 1",
+        f"input {logits} 0", f"input {rules} 1", f"input {extents} 2", f"input {bins} 3",
+        f"output {finer} 4", "dispatch 1 2 1 by 128 1 1",
+        f"input {logits} 0", f"input {rules} 1", f"input {extents} 2", f"input {bins} 3",
+        f"input {finer} 4", *(f"output {array} {i}" for i, array in enumerate(outputs, 5)),
+        "dispatch 3 1 1 by 512 1 1",
+    ]  # fmt: skip
+    for library in ("mlxrt_sample_parts_element0", "mlxrt_sample_element0"):
+        assert any(line.startswith(f"library {library}") for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -79,9 +79,9 @@ def test_rows_that_begin_anywhere(dtype: mx.Dtype) -> None:
         logits = np.random.default_rng(3).standard_normal((4, vocabulary)) * 2
         call = call_of(logits, rules, dtype)
         what = sample_plan(call)
-        assert np.frombuffer(what.dispatches[0].params, np.int32).tolist() == [
-            vocabulary, 4, by_vectors,
-        ]  # fmt: skip
+        for dispatch, this_round in zip(what.dispatches, (0, 0, 1, 0), strict=True):
+            params = np.frombuffer(dispatch.params, np.int32).tolist()
+            assert params == [vocabulary, 4, by_vectors, 1, this_round]
         for one, other in zip(emulated(call, Order.SHUFFLED), expected(call), strict=True):
             np.testing.assert_array_equal(one, other)
 
@@ -108,21 +108,53 @@ def test_thresholds_among_ties_and_far_apart() -> None:
         np.testing.assert_array_equal(one, other)
 
 
+def test_parts_of_a_row() -> None:
+    """Rows of three parts, the last of them small; what is drawn lies in each, and begins there."""
+    logits = np.round(np.random.default_rng(8).standard_normal((8, 4101)) * 4) / 8
+    logits[1] = np.where(np.arange(4101) < 2048, 0.0, -np.inf)
+    logits[2] = logits[1][::-1]
+    logits[3, 4100] = logits[4, 2047] = logits[4, 2048] = 9.0
+    rules = [[*OFF, 0.999], [*OFF, 1 - 2.0**-24], [*OFF, 0.0], [0, 0, 1, 0, 0], [0, 0, 1, 0, 0],
+             [1, 0, 0.9, np.inf, 0.6], [2, 3000, 0.9, 3.0, 0.7],
+             [1, 2500, 1, np.inf, 0.4]]  # fmt: skip
+    call = call_of(logits, rules, mx.float32)
+    grids = [dispatch.grid for dispatch in sample_plan(call).dispatches]
+    assert grids == [(3, 8, 1), (3, 8, 1), (3, 8, 1), (8, 1, 1)]
+    tokens = expected(call)[0]
+    assert tokens[3:5].tolist() == [4100, 2047] and tokens[1] == 2047 and tokens[2] == 2053
+    for one, other in zip(emulated(call, Order.SIMDGROUPS_APART), expected(call), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 PLANTED = {
     "no barrier before bins are added up": (
-        "  THREADGROUP_BARRIER();\n\n  // Two simd-groups", "  // Two simd-groups"),
-    "no barrier after it": (
-        "  sum = sum_of_lanes(sum);\n  THREADGROUP_BARRIER();\n", "  sum = sum_of_lanes(sum);\n"),
-    "bins not cleared": ("own[b * THREADS] = 0u;", ""),
-    "a bin for two": ("memory + place.index;", "memory + place.index / 2;"),
-    "half of a bin": ("t += 2 * LANES", "t += 4 * LANES"),
+        "  THREADGROUP_BARRIER();\n  for (int b = place", "  for (int b = place"),
+    "no barrier before bins are cleared": (
+        "    THREADGROUP_BARRIER();\n  }\n  clear_bins", "  }\n  clear_bins"),
+    "no barrier before sums take their place": (
+        "simdgroup % BINS);\n  THREADGROUP_BARRIER();\n", "simdgroup % BINS);\n"),
+    "bins not cleared": ("memory[b * THREADS + place.index] = 0u;", ""),
+    "a bin for two": ("place.index] += amounts[e]", "place.index / 2] += amounts[e]"),
+    "half of a bin": ("t < THREADS; t += LANES", "t < THREADS; t += 2 * LANES"),
+    "the bins of another part": ("(first_part + GROUP_X) * BINS", "first_part * BINS"),
+    "a part left out of the bins": ("p = place.simdgroup; p < parts;",
+                                    "p = place.simdgroup; p + 1 < parts;"),
+    "a part left out of the extent": ("p = place.lane; p < parts;",
+                                      "p = place.lane; p + 1 < parts;"),
+    "a round twice": ("if (params.round > 0)", "if (params.round > 1)"),
+    "a bin that is not all kept": ("place.lane < found.before[r]", "place.lane <= found.before[r]"),
+    "tokens counted twice": ("key >= kept.unsummed && key", "key"),
     "one logit too many": (
-        "i < row.count ? i : row.count - 1", "i"),
-    "a target not rounded up": ("share_of(total, fraction, true)", "0u * total + 1u"),
-    "a limit one key early": ("return low;\n}\n\n// Rule 7", "return low - 1u;\n}\n\n// Rule 7"),
-    "a draw at its boundary": ("memory[chosen] <= below", "memory[chosen] < below"),
-    "pieces in another order": ("begin += chosen * piece", "begin += (chosen ^ 1) * piece"),
-    "the last of the largest": ("ulong(NO_KEY - i)", "ulong(i)"),
+        "index < row.count ? uint(row.logits[index]) : row.padding", "uint(row.logits[index])"),
+    "padding that counts": ("found.padding = INFINITE_LOGIT;", "found.padding = 0u;"),
+    "a target not rounded up": ("share_of(total, search->fraction, true)", "0u * total + 1u"),
+    "a limit one key early": ("depth_of(row, search.low));", "depth_of(row, search.low)) - 1u;"),
+    "a draw at its boundary": ("sums[chosen] <= *below", "sums[chosen] < *below"),
+    "parts in another order": ("= choose(memory, parts, &below) *",
+                               "= (choose(memory, parts, &below) + 1) % parts *"),
+    "pieces in another order": ("+= choose(memory, SIMDGROUPS, &below) *",
+                                "+= (choose(memory, SIMDGROUPS, &below) ^ 1) *"),
+    "the last of the largest": ("ulong(NO_KEY - uint(index))", "ulong(index)"),
 }  # fmt: skip
 
 
@@ -130,9 +162,14 @@ PLANTED = {
 def test_planted_bugs_are_found(name: str) -> None:
     old, new = PLANTED[name]
     rng = np.random.default_rng(7)
-    logits = np.round(rng.standard_normal((4, 1023)) * 4) / 4
-    logits[1] = np.where(np.arange(1023) < 512, 0.0, -np.inf)  # a quarter ends with a piece
-    rules = [[0, 0, 1, 0, 0], [*OFF, 0.25], [1, 30, 1, np.inf, 0.4], [1, 0, 0.8, np.inf, 0.7]]
+    logits = np.round(rng.standard_normal((7, 2303)) * 4) / 4
+    logits[1] = np.where(np.arange(2303) < 512, 0.0, -np.inf)  # a quarter ends with a piece
+    logits[0, [5, 2301, 2302]] = 7.0
+    logits[4, 2302] = 7.0
+    logits[5] = np.where(np.arange(2303) < 2048, -20.0, logits[5])
+    logits[6] = 0.0
+    rules = [[0, 0, 1, 0, 0], [*OFF, 0.25], [1, 30, 1, np.inf, 0.4], [1, 0, 0.8, np.inf, 0.7],
+             [0, 0, 1, 0, 0], [1, 0, 0.5, np.inf, 0.9], [*OFF, 1 - 2.0**-24]]  # fmt: skip
     call = call_of(logits, rules, mx.float32)
     what = sample_plan(call)
     texts = {library: text.replace(old, new) for library, text in what.texts.items()}
@@ -149,14 +186,17 @@ def test_planted_bugs_are_found(name: str) -> None:
 @pytest.mark.parametrize("element", ELEMENTS.values())
 def test_address_spaces(element: int) -> None:
     shape = {"element": element, "num_rows": 1, "vocabulary": 9, "rule_rows": 1}
-    (text,) = plan("sample", *shape.items()).texts.values()
-    check_address_spaces(text)
-    for old, new in (
-        ("THREADGROUP ulong* own = memory", "THREAD ulong* own = memory"),
-        ("(THREADGROUP ulong*)THREADGROUP_MEMORY", "(DEVICE ulong*)THREADGROUP_MEMORY"),
-        ("  DEVICE const LOGIT* logits;", "  THREAD const LOGIT* logits;"),
-        ("tokens[GROUP_X] = token", "rules[GROUP_X] = token"),
+    texts = plan("sample", *shape.items()).texts
+    rows, parts = (texts[f"{name}_element{element}"] for name in ("sample", "sample_parts"))
+    for text, old, new in (
+        (rows, "THREADGROUP const ulong* sums", "THREAD const ulong* sums"),
+        (rows, "(THREADGROUP ulong*)THREADGROUP_MEMORY", "(DEVICE ulong*)THREADGROUP_MEMORY"),
+        (rows, "  DEVICE const LOGIT* logits;", "  THREAD const LOGIT* logits;"),
+        (rows, "tokens[GROUP_X] = token", "rules[GROUP_X] = token"),
+        (parts, "DEVICE ulong* own = extents", "THREADGROUP ulong* own = extents"),
+        (parts, "own[0] = extent.best", "logits[0] = extent.best"),
     ):
+        check_address_spaces(text)
         assert old in text
         with pytest.raises(Refused, match=r"line|kernel\.metal"):
             check_address_spaces(text.replace(old, new))

@@ -245,13 +245,50 @@ RowLaunch<GateParams> plan_gate(const RowShape& shape) {
           .threadgroup_bytes = 16};
 }
 
-SampleLaunch plan_sample(const SampleShape& shape) {
+namespace {
+
+int parts_of(const SampleShape& shape) {
+  const int part = SAMPLE_PART_CHUNKS * (shape.element == 0 ? 4 : 8);
+  return (shape.vocabulary + part - 1) / part;
+}
+
+} // namespace
+
+int64_t sample_parts(const SampleShape& shape) {
+  return static_cast<int64_t>(shape.num_rows) * parts_of(shape);
+}
+
+std::vector<SampleLaunch> plan_sample(const SampleShape& shape) {
+  using enum SampleArray;
+  // Bins of 8 bytes, for each thread its own; of what Metal has, it is all.
+  constexpr int part_threads = 128, row_threads = 512, bins_bytes = 32768;
+  constexpr const char* parts_text = "sample_parts";
+  if (shape.num_rows == 0) {
+    return {};
+  }
+  const int parts = parts_of(shape);
   const bool is_whole = shape.vocabulary % (shape.element == 0 ? 4 : 8) == 0;
-  return {.key = {"sample", shape.element},
-          .params = {.vocabulary = shape.vocabulary,
-                     .rule_rows = shape.rule_rows,
-                     .by_vectors = shape.is_aligned && is_whole},
-          .grid = {shape.num_rows, 1, 1}};
+  const SampleParams params = {.vocabulary = shape.vocabulary,
+                               .rule_rows = shape.rule_rows,
+                               .by_vectors = shape.is_aligned && is_whole,
+                               .parts = parts,
+                               .round = 0};
+  SampleParams again = params;
+  again.round = 1;
+  const Grid rows = {shape.num_rows, 1, 1};
+  const Grid parts_of_rows = {parts, shape.num_rows, 1};
+  const Grid parts_of_rules = {parts, std::min(shape.num_rows, shape.rule_rows), 1};
+  return {
+      {{"sample_extent", shape.element}, parts_text, {logits, extents}, 1, params, parts_of_rows,
+       part_threads, 64},
+      {{"sample_bins", shape.element}, parts_text, {logits, rules, extents, none, bins}, 4,
+       params, parts_of_rules, part_threads, bins_bytes},
+      {{"sample_bins", shape.element}, parts_text, {logits, rules, extents, bins, finer_bins}, 4,
+       again, parts_of_rules, part_threads, bins_bytes},
+      {{"sample", shape.element}, "sample",
+       {logits, rules, extents, bins, finer_bins, tokens, finite, least}, 5, params, rows,
+       row_threads, bins_bytes},
+  };
 }
 
 } // namespace mlxrt::gpu

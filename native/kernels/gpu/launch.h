@@ -113,15 +113,31 @@ struct SampleShape {
   bool is_aligned = true;  // the logits begin at a multiple of 16 bytes
 };
 
+// The arrays of sample's kernels. Between inputs and outputs stands the scratch, 8-byte numbers: two for
+// each part of a row, then for each round SAMPLE_PART_BINS for each part. A kernel has no use for `none`.
+enum class SampleArray { logits, rules, extents, bins, finer_bins, tokens, finite, least, none };
+
+// One kernel of sample, over its arrays in their order; only the first `num_read` are not written.
 struct SampleLaunch {
-  static constexpr int threads = 32 * SAMPLE_SIMDGROUPS;
-  // A thread's bins hold 8 bytes each; of what Metal has, it is all.
-  static constexpr int threadgroup_bytes = 8 * SAMPLE_BINS * threads;
   RowKey key;
+  const char* text;  // that has the kernel, of kernels/gpu
+  std::vector<SampleArray> arrays;
+  int num_read;
   SampleParams params;
-  Grid grid;  // nothing to launch where x is 0
+  Grid grid;
+  int threads;
+  int threadgroup_bytes;
+
+  // The file that it is compiled into with its nearest kin.
+  std::string file() const {
+    return text + ("_element" + std::to_string(key.element));
+  }
 };
 
-SampleLaunch plan_sample(const SampleShape& shape);
+// The launches of a call, each after the one before. Empty if there are no rows.
+std::vector<SampleLaunch> plan_sample(const SampleShape& shape);
+
+// Parts of all rows.
+int64_t sample_parts(const SampleShape& shape);
 
 } // namespace mlxrt::gpu
