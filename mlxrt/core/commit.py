@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from array import array
 
+from mlxrt.core.block import Block
 from mlxrt.core.bounds import Bounds
 from mlxrt.core.failing import fail_sequences
 from mlxrt.core.fill import redo, undo
 from mlxrt.core.sequence import Sequence
+from mlxrt.core.session import Session
 from mlxrt.core.step import FAILED_TOKEN, ItemReply, SampledRow, StepOutcome, StepReply
 from mlxrt.core.ticket import ItemRun, Ticket
 from mlxrt.errors import MlxrtError, Reason
@@ -147,17 +149,29 @@ def _settle(
     if accepted:
         later = [each for each in session.inflight if each.doomed is None]
         undo(later, bounds)
-        for write in ticket.writes:
-            if write.sequence is sequence:
-                write.end = min(position - write.base, bounds.block_size)
-                write.make()
+        own = [write for write in ticket.writes if write.sequence is sequence]
+        for write in own:
+            write.end = min(position - write.base, bounds.block_size)
+            write.make()
         redo(later, bounds)
+        _disarm_behind(session, [write.block for write in own], later)
         sequence.known += accepted
         if stands:
             sequence.planned += accepted
         _move_items(later, sequence, accepted)
     if stands and sequence.verified and session.sequences.get(sequence.sequence_id) is sequence:
         sequence.arm(bounds)
+
+
+def _disarm_behind(session: Session, filled: list[Block], later: list[Ticket]) -> None:
+    """Closes the plain path of sequences that later steps put into blocks which are computed
+    further now than these stand: into those of accepted drafts, or copies of them.
+    """
+    touched = {copy.destination for each in later for copy in each.copies}.union(filled)
+    if any(block.is_tail for block in touched):
+        for sequence in session.sequences.values():
+            if not touched.isdisjoint(sequence.tails):
+                sequence.disarm()
 
 
 def _move_items(tickets: list[Ticket], sequence: Sequence, accepted: int) -> None:

@@ -146,7 +146,7 @@ class FakeRunner:
             self._line[handle] = line
             prompt = registration.prompt
             self._tokens[line, : len(prompt)] = prompt
-            self._prompt_length[handle] = len(prompt)
+            self._prompt_length[handle] = len(prompt) - registration.generated_count
             for table in self._tables:
                 table[line] = 0
             if registration.sampling != GREEDY:

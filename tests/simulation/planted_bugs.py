@@ -1,4 +1,4 @@
-"""Thirteen bugs, each planted in a process of its own, for the simulator to find.
+"""Nineteen bugs, each planted in a process of its own, for the simulator to find.
 
 `python tests/simulation/planted_bugs.py NAME` plants one and runs seeds until one fails; without a
 name it does so for all, each in a process, and prints what was found and how soon.
@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mlxrt.core import commit, discard, step_calls
+from mlxrt.core import commit, discard, step_calls, validate
 from mlxrt.core.core import Core
 from mlxrt.core.pool import Pool
 from mlxrt.core.replies import ReplyStore
 from mlxrt.core.requests import RequestStore
 from mlxrt.core.sequence import Sequence
+from mlxrt.core.session import Session
 from mlxrt.core.state import State
+from mlxrt.core.ticket import Ticket
+from mlxrt.testing import fake_runner
 from mlxrt.testing.fake_model import FakeModel
 from mlxrt.testing.fake_runner import FakeRunner
 from mlxrt.testing.simulation import silence_logs, simulate
@@ -169,12 +172,63 @@ def request_id_ignored() -> None:
     RequestStore.find = lambda self, request_id, content: None  # type: ignore[method-assign]
 
 
+def masks_swapped() -> None:
+    """Of two masks each goes to the other's sequence."""
+    handles_of = Ticket.handles_of
+
+    def swapped(self: Ticket, masks: Any) -> dict[int, bytes]:
+        right = handles_of(self, masks)
+        return dict(zip(right, reversed(right.values()), strict=True))
+
+    Ticket.handles_of = swapped  # type: ignore[method-assign]
+
+
+def sampled_without_masks() -> None:
+    """A step that defers its sampling does not wait for its masks."""
+    Ticket.can_go_on = property(lambda self: True)  # type: ignore[method-assign, assignment]
+
+
+def waiting_keeps_the_lease() -> None:
+    """A step that waits for masks keeps a session alive whose lease has ended."""
+    Session.idle = property(lambda self: not self.inflight)  # type: ignore[method-assign, assignment]
+
+
+def last_prompt_row_forgotten() -> None:
+    """An item answers logprobs of one prompt token too few."""
+    check_item_rows = validate.check_item_rows
+
+    def forgetting(draft: Any, run: Any, item: Any, place: Any, bounds: Any) -> None:
+        check_item_rows(draft, run, item, place, bounds)
+        run.prompt_rows = max(0, run.prompt_rows - 1)
+
+    validate.check_item_rows = forgetting
+
+
+def wrong_draft_accepted() -> None:
+    """The first draft is accepted whatever was drawn in its place."""
+    verify = fake_runner.verify
+
+    def lenient(draft_tokens: Any, rows: Any) -> Any:
+        if draft_tokens and rows[0].failure is None:
+            rows[0].token = draft_tokens[0]
+        return verify(draft_tokens, rows)
+
+    fake_runner.verify = lenient
+
+
+def place_behind_drafts_forgotten() -> None:
+    """A table change behind drafts says where the sequence stood before they were accepted."""
+    commit._move_items = lambda tickets, sequence, accepted: None
+
+
 BUGS: dict[str, Callable[[], None]] = {
     bug.__name__: bug
     for bug in (
         leak_on_cancel, double_free, replay_runs_twice, off_by_one_last_block, epoch_checked_early,
         fill_not_reverted, quarantine_skipped, refused_call_renews, stored_reply_mutated,
         copy_after_write, stale_epoch_served, mate_fails_too, request_id_ignored,
+        masks_swapped, sampled_without_masks, waiting_keeps_the_lease, last_prompt_row_forgotten,
+        wrong_draft_accepted, place_behind_drafts_forgotten,
     )
 }  # fmt: skip
 

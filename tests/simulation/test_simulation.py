@@ -25,10 +25,14 @@ MET = {
     "kill", "drain", "sleep", "clock", "crash", "twin", "slow", "device lost", "plans failed",
     "rows poisoned", "sessions expired", "graces", "message lost", "message delayed",
     "message doubled", "message cuts", "replayed", "resend", "take over", "sync", "copy", "share",
-    "copy on write", "share in a step", "preempt", "resume", "roll back", "explicit", "pierce",
+    "copy on write", "share in a step", "resume in a step", "preempt", "resume", "roll back",
+    "explicit", "pierce", "drafts", "drafts accepted", "preempt of drafts", "append to drafts",
+    "masks", "deferred", "deferred masks", "masks by a call", "masks on the stream", "wrong masks",
+    "masks refused", "masks never sent", "resend of masks", "sampled later", "expired waiting",
+    "MASK_EMPTY", "prompt logprobs", "penalties",
     "free blocks", "free sequences", "close", "pause", "EPOCH_STALE", "STREAM_REPLACED",
     "PREDECESSOR_FAILED", "EXECUTION_FAILED", "NON_FINITE_LOGITS", "STEP_GAP", "SESSION_UNKNOWN",
-    "NO_FREE_BLOCKS", "DRAINING", "DEVICE_LOST",
+    "NO_FREE_BLOCKS", "DRAINING", "DEVICE_LOST", "BLOCK_UNFILLED",
 }  # fmt: skip
 
 
@@ -51,6 +55,7 @@ def test_no_seed_finds_anything(tmp_path: Path) -> None:
         assert report.events == EVENTS
     assert {name for name in MET if coverage[name] == 0} == set()
     assert coverage["committed"] > 0.7 * coverage["step"]
+    assert 0.2 < coverage["drafts accepted"] / coverage["drafts"] < 0.8
 
 
 def test_the_same_seed_is_the_same_run_in_every_process() -> None:

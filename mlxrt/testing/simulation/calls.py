@@ -42,7 +42,7 @@ class Answer:
 
 
 class Caller:
-    """A client that can call, one call at a time.
+    """A client that can call, most calls one at a time.
 
     Attributes:
         made: how often each thing was done.
@@ -69,12 +69,13 @@ class Caller:
 
     def _call(
         self, rpc: str, request: Any, then: Callable[[bytes], None],
-        refused: Callable[[MlxrtError], None] | None = None,
+        refused: Callable[[MlxrtError], None] | None = None, *, alone: bool = True,
     ) -> None:  # fmt: skip
-        """Calls until there is an answer, with the same bytes."""
+        """Calls until there is an answer, with the same bytes; no other calls that are `alone`
+        meanwhile."""
         data = request if isinstance(request, bytes) else request.SerializeToString()
         life, state = self._life, {"done": False, "attempt": 0}
-        self._busy = True
+        self._busy = self._busy or alone
         timer: list[Event] = []
 
         def attempt() -> None:
@@ -96,7 +97,7 @@ class Caller:
                     return
             state["done"] = True
             timer[0].cancel()
-            self._busy = False
+            self._busy = self._busy and not alone
             if isinstance(outcome, bytes):
                 then(outcome)
             elif refused is not None:

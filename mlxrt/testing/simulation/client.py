@@ -1,31 +1,29 @@
-"""A simulated client: the real step window over the simulated network, and every right to crash,
-pause, be doubled and be taken over."""
+"""A simulated client: a scheduler that may crash, pause, be doubled and be taken over."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable, Sequence
 from random import Random
 
-from mlxrt_client.errors import MlxrtError as ClientError
-from mlxrt_client.errors import error_from_message
-from mlxrt_client.v1 import execution_pb2, session_pb2, step_pb2
+from mlxrt_client.v1 import execution_pb2, session_pb2
 from mlxrt_client.window import StepWindow
 
 from mlxrt.core.model import Limits, ModelFacts
 from mlxrt.errors import MlxrtError
-from mlxrt.server.errors import encode_error
-from mlxrt.testing.simulation.calls import ATTEMPT_US, ATTEMPTS_MAX, LOST, RETRIED, Answer, Caller
-from mlxrt.testing.simulation.clock import Event, EventQueue
+from mlxrt.testing.simulation.calls import LOST, RETRIED
+from mlxrt.testing.simulation.clock import EventQueue
 from mlxrt.testing.simulation.composer import Composer
-from mlxrt.testing.simulation.history import Answered, Asked, History, comparable, request_digest
-from mlxrt.testing.simulation.network import Connection, Network, Outcome
-from mlxrt.testing.simulation.view import Composed, View
+from mlxrt.testing.simulation.deferral import MaskSender
+from mlxrt.testing.simulation.history import History
+from mlxrt.testing.simulation.network import Network
+from mlxrt.testing.simulation.view import View
 
 
-class SimulatedClient(Caller):
+class SimulatedClient(MaskSender):
     """One scheduler.
 
     Args:
+        expected_token: the greedy token after given ones, for drafts.
         take_over: a session to take over, and nothing to open.
 
     Attributes:
@@ -36,16 +34,15 @@ class SimulatedClient(Caller):
     def __init__(
         self, name: str, queue: EventQueue, network: Network, random: Random,
         facts: ModelFacts, limits: Limits, history: History,
+        expected_token: Callable[[Sequence[int]], int],
         take_over: session_pb2.SessionRef | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(name, queue, network)
+        super().__init__(name, queue, network, random, history)
         self.quiet = False
-        self.composer = Composer(facts, limits, random)
-        self._random = random
+        self.composer = Composer(facts, limits, random, expected_token)
+        self.masks = self.composer.masks
         self._facts = facts
         self._limits = limits
-        self._history = history
-        self._ref: session_pb2.SessionRef | None = None
         self._reset()
         queue.after(random.randint(0, 5_000), self._wake, self._life)
         if take_over is not None:
@@ -53,12 +50,8 @@ class SimulatedClient(Caller):
 
     def _reset(self) -> None:
         self.view = View(len(self._facts.groups))
-        self._window: StepWindow | None = None
-        self._connection: Connection | None = None
-        self._watch: Event | None = None
-        self._attempts = 0
         self._busy = self._synced = False
-        self._unary = False
+        self._forget_steps()
 
     @property
     def ref(self) -> session_pb2.SessionRef | None:
@@ -237,164 +230,12 @@ class SimulatedClient(Caller):
         request = session_pb2.CloseSessionRequest(session=self._ref)
         self._call("CloseSession", request, lambda data: self._lose(), lambda error: self._lose())
 
-    # ---- steps ----
-
     def _step(self) -> None:
-        window = self._window
-        if window is None or self._unary or len(window) >= self._limits.max_inflight_steps:
-            return
-        if self._connection is None and len(window):  # to be sent again first
+        if not self._may_send(self._limits.max_inflight_steps):
             return
         composed = self.composer.compose(self.view)
         if composed is None:
             return
-        self.made["step"] += 1
-        unary = not len(window) and not self._busy and self._random.random() < 0.2
-        sent = window.add(composed.step, Answer(partial(self.on_result, composed), self.on_failure))
-        step = execution_pb2.ExecuteRequest.FromString(sent.data).step
-        self._asked(step)
-        if unary:
-            self._step_unary(step)
-            return
-        if self._connection is None:
-            self._connect()
-        assert self._connection is not None
-        self._connection.send(sent.data)
-        self._expect()
-
-    def _asked(self, step: step_pb2.StepRequest) -> None:
-        self._history.asked.append(
-            Asked(
-                self._queue.now_us, self.name, step.session.session_id, step.session.epoch,
-                step.step_number, request_digest(step),
-            )
-        )  # fmt: skip
-
-    def _step_unary(self, step: step_pb2.StepRequest) -> None:
-        self._unary = True
-        rpc, data = "Step", step.SerializeToString()
-        plain = step_pb2.StepRequest(
-            session=step.session, step_number=step.step_number,
-            decode_sequence_ids=step.decode_sequence_ids,
-        )  # fmt: skip
-        if step.decode_sequence_ids and plain == step:
-            rpc = "Decode"
-            data = execution_pb2.DecodeRequest(
-                session=step.session, step_number=step.step_number,
-                sequence_ids=step.decode_sequence_ids,
-            ).SerializeToString()  # fmt: skip
-
-        def answered(data: bytes) -> None:
-            if rpc == "Decode":
-                answer = execution_pb2.DecodeResponse.FromString(data).step
-            else:
-                answer = step_pb2.StepResponse.FromString(data)
-            self._unary = False
-            self._answered(answer)
-            if self._window is not None:
-                self._window.finish(answer)
-
-        def refused(error: MlxrtError) -> None:
-            self._unary = False
-            if self._window is not None:
-                self._window.refuse(error_from_message(encode_error(error)))
-
-        self._call(rpc, data, answered, refused)
-
-    def _answered(self, answer: step_pb2.StepResponse) -> None:
-        assert self._ref is not None
-        self.made["replayed"] += answer.replayed
-        self._history.answered.append(
-            Answered(
-                self._queue.now_us, self.name, self._ref.session_id, answer.step_number,
-                comparable(answer), not answer.HasField("error"),
-            )
-        )  # fmt: skip
-
-    def on_result(self, composed: Composed, answer: step_pb2.StepResponse) -> None:
-        """A step committed."""
-        self.made["committed"] += 1
-        if not composed.take(answer):
-            self.reasons["NON_FINITE_LOGITS"] += 1
-            self._synced = False
-
-    def on_failure(self, error: ClientError) -> None:
-        """A step was refused or discarded."""
-        self.reasons[error.reason] += 1
-        self._synced = False
-        if error.reason in LOST:
-            self._lose()
-
-    # ---- the stream ----
-
-    def _connect(self) -> None:
-        life = self._life
-        self.made["connect"] += 1
-        connection: list[Connection] = []
-
-        def on_answer(data: bytes) -> None:
-            if life == self._life and connection[0] is self._connection:
-                self._on_answer(data)
-
-        def on_end(why: Outcome) -> None:
-            if life == self._life and connection[0] is self._connection:
-                if isinstance(why, MlxrtError):
-                    self.reasons[why.reason.name] += 1
-                self._connection = None
-                self._reconnect()
-
-        connection.append(self._network.connect(on_answer, on_end))
-        self._connection = connection[0]
-
-    def _on_answer(self, data: bytes) -> None:
-        response = execution_pb2.ExecuteResponse.FromString(data)
-        self._attempts = 0
-        if response.WhichOneof("message") == "step":
-            self._answered(response.step)
-        life, window = self._life, self._window
-        assert window is not None
-        if not len(window):
-            self._history.violations.append(f"{self.name}: an answer without a question")
-            return
-        window.answer(response)
-        if life == self._life:
-            self._expect()
-
-    def _expect(self) -> None:
-        """Gives the stream up where the next answer does not come."""
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
-        if self._window is not None and len(self._window) and not self._unary:
-            self._watch = self._queue.after(ATTEMPT_US, self._give_up, self._life)
-
-    def _give_up(self, life: int) -> None:
-        if life == self._life:
-            if self._connection is not None:
-                self._connection.close()
-            self._connection = None
-            self._reconnect()
-
-    def _reconnect(self) -> None:
-        """Sends what is unanswered again, as the contract says."""
-        if self._window is None or self._unary or not len(self._window):
-            return
-        self._attempts += 1
-        if self._attempts > ATTEMPTS_MAX:
-            self._lose()
-            return
-        self._expect()
-        self._queue.after(self._random.randint(1_000, 30_000), self._resend, self._life)
-
-    def _resend(self, life: int) -> None:
-        if life != self._life or self._window is None or self._connection is not None:
-            return
-        again = self._window.to_repeat()
-        if not again:
-            return
-        self.made["resend"] += 1
-        self._connect()
-        assert self._connection is not None
-        for sent in again:
-            self._connection.send(sent.data)
-        self._expect()
+        sent = self._send(composed)
+        if composed.step.defer_sampling:
+            self._defer(sent, composed.masks)

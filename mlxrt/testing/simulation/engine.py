@@ -59,6 +59,7 @@ class SimulatedEngine:
         core: set once there is one; hears what runs.
         alive: a dead engine does nothing more.
         plans_run, plans_failed, rows_poisoned: counts.
+        samplings_run: of plans that sample what an earlier one forwarded.
     """
 
     depth = 2
@@ -78,7 +79,8 @@ class SimulatedEngine:
         )
         self.core: WitnessCore | None = None
         self.alive = True
-        self.plans_run = self.plans_failed = self.rows_poisoned = 0
+        self.plans_run = self.samplings_run = self.plans_failed = self.rows_poisoned = 0
+        self._forwards: dict[int, StepPlan] = {}
         self._runner = _Runner(self.model, set())
         self._clock = queue
         self._random = random
@@ -133,7 +135,7 @@ class SimulatedEngine:
     def _outcome(self, plan: StepPlan) -> StepOutcome:
         assert self.core is not None
         if plan.cancelled or plan.phase is Phase.SAMPLING:
-            return self._runner.run(plan, False)
+            return self._sampled(plan)
         fails = self._random.random() < self.faults.fail
         # A forward that fails may have written nothing, all of it, or anything.
         damage = self._random.randrange(3) if fails else 0
@@ -147,8 +149,26 @@ class SimulatedEngine:
                 self._spoil(plan)
             failure = MlxrtError(Reason.EXECUTION_FAILED, "the simulated forward failed")
             return StepOutcome(plan.ticket, failure=failure)
-        if self._random.random() < self.faults.poison and plan.phase is Phase.WHOLE:
+        if plan.phase is Phase.FORWARD:
+            self._forwards[plan.ticket] = plan
+        elif self._random.random() < self.faults.poison:
             self._poison(plan, outcome)
+        return outcome
+
+    def _sampled(self, plan: StepPlan) -> StepOutcome:
+        """Of a step that deferred its sampling: it may fail there too, or one of its rows."""
+        assert self.core is not None
+        forward = self._forwards.pop(plan.ticket, None)
+        if plan.cancelled or forward is None:
+            return self._runner.run(plan, False)
+        fails = self._random.random() < self.faults.fail
+        outcome = self._runner.run(plan, fails)
+        self.samplings_run += 1
+        if fails:
+            self.plans_failed += 1
+            self.core.failed_plans.add(plan.ticket)
+        elif self._random.random() < self.faults.poison:
+            self._poison(forward, outcome)
         return outcome
 
     def _touched(self, plan: StepPlan) -> set[tuple[int, int]]:
@@ -170,7 +190,7 @@ class SimulatedEngine:
     def _poison(self, plan: StepPlan, outcome: StepOutcome) -> None:
         """Makes the logits of one row that is read NaN, and what it wrote."""
         assert self.core is not None
-        entries = [i for i, entry in enumerate(plan.entries) if entry.sample]
+        entries = [i for i, entry in enumerate(plan.entries) if entry.sample or entry.prompt_rows]
         count = len(plan.decode_handles) + len(entries)
         if not count:
             return

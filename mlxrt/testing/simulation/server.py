@@ -103,9 +103,8 @@ class SimulatedServer:
     def on_ready(self, facts: ModelFacts, description: EngineDescription) -> None:
         """As EngineListener."""
         limits = limits_in_force(self._limits, facts)
-        model = self.engine.model
         self.core = WitnessCore(
-            facts, limits, model.expected_token, self._history, self.instance,
+            facts, limits, self.engine.model, self._history, self.instance,
             lambda: self._queue.now_us,
         )  # fmt: skip
         self.engine.core = self.core
@@ -151,8 +150,13 @@ class SimulatedServer:
     def open_stream(
         self, answer: Callable[[bytes], None], end: Callable[[MlxrtError], None]
     ) -> ServerStream:
-        """Execute."""
-        return ServerStream(self, answer, end)
+        """Execute; ended at once where nothing is served."""
+        stream = ServerStream(self, answer, end)
+        try:
+            self._serving()
+        except MlxrtError as refusal:
+            stream.close(refusal)
+        return stream
 
     def kill(self) -> None:
         """Ends it at once."""
@@ -171,7 +175,6 @@ class SimulatedServer:
 
     def begin_execute(self, data: bytes, stream: ServerStream) -> Pending | None:
         """One message of a stream; None where it has no answer of its own."""
-        self._serving()
         return self.runtime.pipeline.begin_execute(
             data, stream.may_carry, lambda session_id: self._claim(session_id, stream)
         )

@@ -131,7 +131,8 @@ class Simulation:
     def _client(self, name: str, victim: SimulatedClient | None = None) -> SimulatedClient:
         return SimulatedClient(
             name, self.queue, self.network, self._fork(), self._template.facts, LIMITS,
-            self.history, victim.ref if victim is not None else None,
+            self.history, self._template.expected_token,
+            victim.ref if victim is not None else None,
         )  # fmt: skip
 
     def _note(self, what: str) -> None:
@@ -243,8 +244,10 @@ class Simulation:
             self.coverage[f"message {name}"] += getattr(network, name)
         for server in self._servers:
             self.coverage["plans failed"] += server.engine.plans_failed
+            self.coverage["sampled later"] += server.engine.samplings_run
             self.coverage["rows poisoned"] += server.engine.rows_poisoned
             self.coverage["sessions expired"] += server.core.counters.sessions_expired
+            self.coverage["expired waiting"] += server.core.expired_waiting
             self.coverage["graces"] += server.reaper.graces
         for client in self.clients:
             self.coverage.update(client.made)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mlxrt_client.v1 import session_pb2, step_pb2
+from mlxrt_client.v1 import ErrorReason, session_pb2, step_pb2
 
 from mlxrt.core.step import FAILED_TOKEN
 
@@ -20,6 +21,11 @@ class ClientSequence:
         tables: by group; 0 is a hole.
         goal: known tokens at which it is done.
         given: whether its last token was sampled or given.
+        unsettled: a step in flight verifies drafts of it; position and tokens are those without
+            any.
+        moves: how often its tables were replaced.
+        prompt_count: tokens of its prompt; None for somebody who took it over.
+        prompt_top: alternatives of its prompt logprobs; None where it asked for none.
     """
 
     sequence_id: int
@@ -29,6 +35,10 @@ class ClientSequence:
     position: int = 0
     given: bool = False
     failed: bool = False
+    unsettled: bool = False
+    moves: int = 0
+    prompt_count: int | None = None
+    prompt_top: int | None = None
 
     @property
     def preempted(self) -> bool:
@@ -36,34 +46,76 @@ class ClientSequence:
         return not any(self.tables)
 
 
-Slot = tuple[ClientSequence, int, int] | None
-"""Where an answer's token goes, and the number that it replaces; None where nothing is sampled."""
+@dataclass(slots=True)
+class Rows:
+    """What a sequence does in a step that was sent.
+
+    Attributes:
+        end: where it stands after its rows, no draft accepted.
+        number: stands in its tokens, at `end`, for the token that is sampled; 0 for none.
+        drafts: verified behind its rows.
+        moves: of the sequence, after the step's table change.
+        described: the tokens whose logprobs are to come, first position and number; None where
+            nobody knows.
+        allowed: by sampled row, the tokens that its mask allows, as bits; empty without a mask.
+    """
+
+    sequence: ClientSequence
+    end: int
+    number: int = 0
+    drafts: list[int] = field(default_factory=list)
+    moves: int = 0
+    described: tuple[int, int] | None = None
+    allowed: list[int] = field(default_factory=list)
+
+    def take(self, tokens: Sequence[int]) -> None:
+        """Takes the sampled tokens in: accepted drafts and one more."""
+        sequence, index, accepted = self.sequence, self.end, len(tokens) - 1
+        if not self.number:
+            return
+        if index < len(sequence.tokens) and sequence.tokens[index] == self.number:
+            sequence.tokens[index : index + 1] = tokens
+        if self.drafts:
+            sequence.unsettled = False
+            if sequence.moves == self.moves:
+                sequence.position += accepted
 
 
 @dataclass(slots=True)
 class Composed:
-    """A step and where the tokens of its answer go; `starts` are the first rows by sequence id."""
+    """A step and what it does with each sequence; `starts` are the first rows by sequence id.
+
+    Attributes:
+        items: one per item; None where it only changes tables.
+        masks: what a step that defers its sampling gets later.
+        failures_before: steps that had failed when it was sent.
+    """
 
     step: step_pb2.StepRequest = field(default_factory=step_pb2.StepRequest)
-    decodes: list[Slot] = field(default_factory=list)
-    items: list[Slot] = field(default_factory=list)
+    decodes: list[Rows] = field(default_factory=list)
+    items: list[Rows | None] = field(default_factory=list)
     starts: dict[int, int] = field(default_factory=dict)
+    masks: list[step_pb2.TokenMask] = field(default_factory=list)
+    failures_before: int = 0
 
-    def take(self, answer: step_pb2.StepResponse) -> bool:
-        """Takes the tokens in; answers False where a sequence failed."""
-        whole = True
+    def forget_masks(self) -> None:
+        """Expects nothing of masks that are to be sent later."""
+        if self.step.defer_sampling:
+            for run in (*self.decodes, *self.items):
+                if run is not None:
+                    run.allowed = []
+
+    def take(self, answer: step_pb2.StepResponse) -> list[str]:
+        """Takes the tokens in; answers why sequences failed."""
+        for rows, token in zip(self.decodes, answer.token_ids, strict=True):
+            if token != FAILED_TOKEN:
+                rows.take((token,))
         results = answer.results[len(answer.results) - len(self.items) :]
-        tokens = [(token,) for token in answer.token_ids]
-        tokens += [tuple(result.token_ids) for result in results]
-        failed = [token[0] == FAILED_TOKEN for token in tokens[: len(self.decodes)]]
-        failed += [result.HasField("error") for result in results]
-        for slot, sampled, bad in zip(self.decodes + self.items, tokens, failed, strict=True):
-            whole = whole and not bad
-            if slot is not None and not bad and sampled:
-                sequence, index, number = slot
-                if index < len(sequence.tokens) and sequence.tokens[index] == number:
-                    sequence.tokens[index] = sampled[0]
-        return whole
+        for item, result in zip(self.items, results, strict=True):
+            if item is not None and not result.HasField("error"):
+                item.take(result.token_ids)
+        failed = [result.error.reason for result in answer.results if result.HasField("error")]
+        return [ErrorReason.Name(reason).removeprefix("ERROR_REASON_") for reason in failed]
 
 
 class View:
@@ -109,5 +161,7 @@ class View:
                 goal if before is None else before.goal, each.position,
                 each.position == len(tokens) - 1 and before is not None and before.given,
                 each.HasField("failure"),
+                prompt_count=None if before is None else before.prompt_count,
+                prompt_top=None if before is None else before.prompt_top,
             )  # fmt: skip
             self.next_id = max(self.next_id, each.sequence_id + 1)

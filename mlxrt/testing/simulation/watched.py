@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from mlxrt.core.answers import SessionSnapshot
-from mlxrt.core.step import Mask, SampledRow, StepInput, StepReply
+from mlxrt.core.sampling import Sampling
+from mlxrt.core.step import Mask, StepInput, StepReply
 from mlxrt.errors import Reason
 
 
 @dataclass(slots=True, eq=False)
 class WatchedSequence:
-    """The known tokens of a sequence, by the commits alone."""
+    """A sequence by the commits alone.
+
+    Attributes:
+        tokens: the known ones.
+        seed: None where the server chose one.
+        prompt_top: alternatives of its prompt logprobs; None where it asked for none.
+        position: where it stands; None where a discarded step may have set it back.
+    """
 
     tokens: list[int]
-    greedy: bool
+    sampling: Sampling
+    seed: int | None
+    prompt_count: int
+    prompt_top: int | None
     failed: bool = False
+    position: int | None = 0
+
+    @property
+    def rules_known(self) -> bool:
+        """Whether its tokens can be foretold."""
+        return self.sampling.temperature == 0 or self.seed is not None
 
 
 @dataclass(slots=True)
@@ -26,6 +44,8 @@ class WatchedStep:
     Attributes:
         masks: by sequence, once they are there.
         masked: whether they are, or none are waited for.
+        forwarded: the forward of a step that defers its sampling has ended.
+        doomed: it can't commit any more.
     """
 
     session_id: str
@@ -36,22 +56,27 @@ class WatchedStep:
     failures: int
     masks: dict[int, Mask]
     masked: bool
+    forwarded: bool = False
+    doomed: bool = False
 
-    def new_failures(self, reply: StepReply) -> tuple[int, int]:
-        """How many sequences fail first in this reply: by themselves, and with another one."""
+    @property
+    def waits_for_masks(self) -> bool:
+        """Whether nothing but its client can bring it further."""
+        return self.forwarded and not self.masked and not self.doomed
+
+    def new_failures(self, reply: StepReply) -> Counter[Reason]:
+        """Sequences that fail first in this reply, by reason."""
         details = {each.sequence_id: each.row for each in reply.details}
         rows = [
             (sequence, details.get(sequence_id))
             for sequence_id, sequence in zip(self.step.decode_ids, self.decodes, strict=True)
         ]
         rows += [(s, each.row) for s, each in zip(self.items, reply.items, strict=True)]
-        reasons = [
+        return Counter(
             row.failure.reason
             for sequence, row in rows
             if row is not None and row.failure is not None and not sequence.failed
-        ]
-        fallen = reasons.count(Reason.BLOCK_UNFILLED)
-        return len(reasons) - fallen, fallen
+        )
 
 
 @dataclass(slots=True)
@@ -90,6 +115,9 @@ class WatchedSession:
                 yield "failure"
             if with_tokens and list(each.token_ids) != known.tokens:
                 yield "tokens"
+            settled = known.position is not None and each.failure is None and not self.inflight
+            if settled and each.position != known.position:
+                yield f"position {each.position}, not {known.position}"
 
 
 def watch(session_id: str, session: WatchedSession, step: StepInput) -> WatchedStep:
@@ -98,7 +126,7 @@ def watch(session_id: str, session: WatchedSession, step: StepInput) -> WatchedS
         del session.sequences[sequence_id]
     for new in step.new_sequences:
         session.sequences[new.sequence_id] = WatchedSequence(
-            list(new.prompt), new.sampling.temperature == 0 and not new.sampling.penalised
+            list(new.prompt), new.sampling, new.seed, len(new.prompt), new.prompt_top_logprobs
         )
     return WatchedStep(
         session_id,
@@ -115,9 +143,3 @@ def watch(session_id: str, session: WatchedSession, step: StepInput) -> WatchedS
 def copied(blocks: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
     """The block ids, in lists of their own."""
     return {group: list(ids) for group, ids in blocks.items()}
-
-
-def is_counted_elsewhere(row: SampledRow) -> bool:
-    """Whether the row failed because its mask allows nothing, or with another one's sequence."""
-    reasons = (Reason.MASK_EMPTY, Reason.BLOCK_UNFILLED)
-    return row.failure is not None and row.failure.reason in reasons

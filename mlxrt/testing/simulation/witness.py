@@ -24,7 +24,9 @@ from mlxrt.core.model import Limits, ModelFacts
 from mlxrt.core.step import Mask, StepInput, StepOutcome, StepPlan, StepReply
 from mlxrt.errors import MlxrtError, Reason
 from mlxrt.server.encode import encode_step
-from mlxrt.testing.simulation.commits import Greedy, disagreements
+from mlxrt.testing.fake_model import FakeModel
+from mlxrt.testing.simulation.commits import disagreements
+from mlxrt.testing.simulation.foretold import Foretold
 from mlxrt.testing.simulation.history import History, Settled, comparable
 from mlxrt.testing.simulation.watched import WatchedSession, WatchedStep, copied, watch
 
@@ -41,7 +43,7 @@ class WitnessCore(Core):
     """Core that writes the commits down and reports every disagreement to `history.violations`.
 
     Args:
-        expected_token: the greedy token after given ones.
+        model: asked for the tokens after given ones.
         instance: number of this start of the server.
         now_us: the time of the run.
 
@@ -50,13 +52,14 @@ class WitnessCore(Core):
         injected: by ticket, how many rows the engine failed on purpose.
         failed_plans: tickets that the engine failed on purpose.
         no_expiry_before_ms: end of the grace after a sleep of the machine.
+        expired_waiting: sessions that ended while a step of theirs waited for masks.
     """
 
     def __init__(
         self,
         facts: ModelFacts,
         limits: Limits,
-        expected_token: Callable[[Sequence[int]], int],
+        model: FakeModel,
         history: History,
         instance: int,
         now_us: Callable[[], int],
@@ -66,7 +69,8 @@ class WitnessCore(Core):
         self.injected: dict[int, int] = {}
         self.failed_plans: set[int] = set()
         self.no_expiry_before_ms = 0
-        self._greedy = Greedy(expected_token, facts.vocabulary_size)
+        self.expired_waiting = 0
+        self._foretold = Foretold(model)
         self._history = history
         self._instance = instance
         self._now_us = now_us
@@ -113,6 +117,8 @@ class WitnessCore(Core):
         if self._is_first(f"{ref.session_id} resume", request_id, answer):
             self.check(ref.epoch == session.epoch, "a stale owner took a session over")
             session.epoch += 1
+            if session.inflight:
+                self._doom(session)
         session.renewed_ms = now_ms
         return answer
 
@@ -148,8 +154,9 @@ class WitnessCore(Core):
         due = {
             name
             for name, session in self.sessions.items()
-            if session.renewed_ms + session.ttl_ms <= now_ms and not session.inflight
+            if session.renewed_ms + session.ttl_ms <= now_ms and self._is_idle(session)
         }
+        self.expired_waiting += sum(bool(self.sessions[name].inflight) for name in due)
         answer = super().expire(now_ms)
         self.check(not answer or now_ms >= self.no_expiry_before_ms, "P19: expired in the grace")
         ended = {each.session_id for each in answer}
@@ -264,9 +271,8 @@ class WitnessCore(Core):
     def finish(self, outcome: StepOutcome, now_ms: int) -> list[tuple[int, StepReply]]:
         """As Core; the reply is what the commits so far make it."""
         answer = self._surely(lambda: super(WitnessCore, self).finish(outcome, now_ms))
-        waiting = None if answer else self.sessions.get(self._steps[outcome.ticket].session_id)
-        if waiting is not None:  # a forward whose sampling is deferred
-            waiting.renewed_ms = now_ms
+        if not answer:
+            self._forward_ended(self._steps[outcome.ticket], outcome, now_ms)
         for ticket, reply in answer:
             watched = self._steps.pop(ticket)
             session = self.sessions.get(watched.session_id)
@@ -274,11 +280,33 @@ class WitnessCore(Core):
                 self.check(session.inflight.pop(0) == ticket, "V3: settled out of order")
                 session.settled += 1
                 session.renewed_ms = now_ms
+                if reply.error is not None:
+                    self._doom(session)
             self._settle(ticket, watched, reply, session)
         self._calls += 1
         if self._calls % LOOK_EVERY == 0:
             self._surely(self.check_integrity)
         return answer
+
+    def _forward_ended(self, watched: WatchedStep, outcome: StepOutcome, now_ms: int) -> None:
+        """A step that defers its sampling waits for its masks now, unless its forward failed."""
+        self.check(watched.step.deferred and not watched.forwarded, "a step has no reply")
+        watched.forwarded = True
+        session = self.sessions.get(watched.session_id)
+        if session is not None:
+            session.renewed_ms = now_ms
+            if outcome.failure is not None:
+                self._doom(session)
+
+    def _doom(self, session: WatchedSession) -> None:
+        """No step in flight will commit; where sequences then stand only the server knows."""
+        for ticket in session.inflight:
+            self._steps[ticket].doomed = True
+        for sequence in session.sequences.values():
+            sequence.position = None
+
+    def _is_idle(self, session: WatchedSession) -> bool:
+        return not session.inflight or self._steps[session.inflight[0]].waits_for_masks
 
     def _settle(
         self, ticket: int, watched: WatchedStep, reply: StepReply,
@@ -293,7 +321,7 @@ class WitnessCore(Core):
             self.check(ticket in self._run, "a step committed that never ran")
             self.check(ticket not in self.failed_plans, "a failed step committed")
             for what in disagreements(
-                watched, reply, self.injected.get(ticket, 0), session, self._greedy
+                watched, reply, self.injected.get(ticket, 0), session, self._foretold
             ):
                 self.report(what)
         elif reply.error is not None:

@@ -141,6 +141,44 @@ def test_a_copy_onto_drafts_in_flight_is_not_taken_for_them(
     )
 
 
+def test_a_copy_of_drafts_in_flight_takes_those_that_are_accepted(
+    client: Client, blocks: list[int]
+) -> None:
+    """The next step copies the block in which the drafts lie, and a sequence goes on in the copy:
+    its block is computed further than it stands once they are accepted.
+    """
+    client.prefill(1, 5, {0: blocks[:2]})
+    client.accept(items=[drafts(1, [7, 8])])
+    copied = NewSequence(2, [1, 2, 3, 4, 5, 50, 6], {0: [blocks[0], blocks[2]]})
+    client.accept(
+        copies=[(0, blocks[1], blocks[2])],
+        new_sequences=[copied],
+        items=[rows(2, 1, 6, sample=True)],
+    )
+    finish(client, plan_of(client), [7, 8, 9])
+    finish(client, plan_of(client), [40])
+    assert client.state(1).position == 8
+    assert client.run(decode_ids=[2]).token_ids == [50]
+    assert client.state(2).token_ids == [1, 2, 3, 4, 5, 50, 6, 40, 50]
+
+
+def test_a_block_with_drafts_in_flight_may_be_taken_by_another_sequence(
+    client: Client, blocks: list[int]
+) -> None:
+    """Its former rows leave the block computed further than the new sequence stands."""
+    client.prefill(1, 4, {0: blocks[:2]})
+    client.accept(items=[drafts(1, [7, 8])])
+    client.accept(
+        releases=[1],
+        new_sequences=[NewSequence(2, [6], {0: blocks[1:2]})],
+        items=[rows(2, 1, sample=True)],
+    )
+    finish(client, plan_of(client), [7, 8, 9])
+    finish(client, plan_of(client), [40])
+    assert client.run(decode_ids=[2]).token_ids == [50]
+    assert client.state(2).token_ids == [6, 40, 50]
+
+
 def test_a_failed_step_takes_its_drafts_with_it(client: Client, blocks: list[int]) -> None:
     client.prefill(1, 3, {0: blocks[:2]})
     client.accept(items=[drafts(1, [7, 8])])

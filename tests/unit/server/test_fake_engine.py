@@ -142,6 +142,22 @@ def test_explicit_tokens_replace_what_was_known() -> None:
     assert logits.argmax() == row.token and logits.shape == (4096,)
 
 
+def test_penalties_know_what_was_generated_of_a_sequence_that_comes_back() -> None:
+    """Under its new handle the whole of it comes as a prompt, with how much of it is none."""
+    driver = Driver(vocabulary_size=8)
+    expected = driver.engine.expected_token
+    prompt, generated = [0], next([g] for g in range(1, 8) if expected([0, g]) == g)
+    tokens = prompt + generated
+    for handle, count in ((1, 0), (2, 1)):
+        rules = Sampling(frequency_penalty=2.0)
+        outcome = driver.run(
+            registrations=[Registration(handle, tokens, rules, 0, generated_count=count)],
+            table_updates=[TableUpdate(handle, 0, 0, [handle], 1)],
+            entries=[Entry(handle, 0, 2, TokenSource.REGISTERED, sample=True)],
+        )
+        assert (outcome.entry_rows[0].token == generated[0]) == (count == 0)
+
+
 def test_failures() -> None:
     driver = Driver()
     driver.engine.faults.fail_tickets.add(1)
