@@ -231,9 +231,9 @@ class SimulatedClient(MaskSender):
         self._call("CloseSession", request, lambda data: self._lose(), lambda error: self._lose())
 
     def _step(self) -> None:
-        if not self._may_send(self._limits.max_inflight_steps):
+        if self._window is None or not self._may_send(self._limits.max_inflight_steps):
             return
-        composed = self.composer.compose(self.view)
+        composed = self.composer.compose(self.view, alone=not len(self._window))
         if composed is None:
             return
         sent = self._send(composed)

@@ -38,9 +38,9 @@ class Composer:
         self._limits = limits
         self._random = random
 
-    def compose(self, view: View) -> Composed | None:
-        """The next step, or None where there is nothing to do."""
-        composed = Composed()
+    def compose(self, view: View, *, alone: bool) -> Composed | None:
+        """The next step, or None where there is nothing to do; `alone` where none is in flight."""
+        composed = Composed(alone=alone)
         step = composed.step
         self._release(view, step)
         free = view.free()

@@ -84,6 +84,7 @@ class Registrar:
         if fresh is None:
             return
         rows.made["share in a step"] += 1
+        composed.rely_on(donor.sequence_id)
         tables = [old[:shared] + own for old, own in zip(donor.tables, fresh, strict=True)]
         sequence = self._add(view, composed.step, prompt, tables)
         start = shared * rows.size

@@ -118,7 +118,8 @@ class RowComposer:
     def _decode(self, sequence: ClientSequence, composed: Composed, start: int) -> None:
         self.made["decode"] += 1
         composed.step.decode_sequence_ids.append(sequence.sequence_id)
-        composed.starts[sequence.sequence_id] = start
+        if composed.alone:
+            composed.starts[sequence.sequence_id] = start
         sequence.position = start + 1
         run = Rows(sequence, start + 1, moves=sequence.moves)
         self._sample(run)
@@ -201,6 +202,7 @@ class RowComposer:
         self.made["resume in a step"] += shared > 0
         sequence.tables = taken
         if donor is not None:
+            composed.rely_on(donor.sequence_id)
             sequence.tables = [t[:shared] + own for t, own in zip(donor.tables, taken, strict=True)]
         start = shared * self.size
         rows = known - start if self.chance(0.5) else self.random.randint(1, known - start)

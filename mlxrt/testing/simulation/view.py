@@ -83,12 +83,14 @@ class Rows:
 
 @dataclass(slots=True)
 class Composed:
-    """A step and what it does with each sequence; `starts` are the first rows by sequence id.
+    """A step and what it does with each sequence.
 
     Attributes:
+        starts: by sequence id, first rows of those that others may start behind.
         items: one per item; None where it only changes tables.
         masks: what a step that defers its sampling gets later.
         failures_before: steps that had failed when it was sent.
+        alone: no step is in flight before it.
     """
 
     step: step_pb2.StepRequest = field(default_factory=step_pb2.StepRequest)
@@ -97,6 +99,14 @@ class Composed:
     starts: dict[int, int] = field(default_factory=dict)
     masks: list[step_pb2.TokenMask] = field(default_factory=list)
     failures_before: int = 0
+    alone: bool = True
+
+    def rely_on(self, sequence_id: int) -> None:
+        """Has the sequence's item say where it starts: behind a step that failed its rows would
+        else be others than those which a sequence behind it relies on."""
+        for item in self.step.items:
+            if item.sequence_id == sequence_id:
+                item.start_position = self.starts[sequence_id]
 
     def forget_masks(self) -> None:
         """Expects nothing of masks that are to be sent later."""
