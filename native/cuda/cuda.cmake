@@ -73,16 +73,19 @@ target_include_directories(_native_cuda SYSTEM PRIVATE
 # What only mlx-cuda's libmlx has is found when the module is loaded.
 target_link_options(_native_cuda PRIVATE -Wl,--unresolved-symbols=ignore-all)
 
-# Decode attention timed without MLX, see bench/README.md; built when it is asked for by name.
+# Kernels timed without MLX, see bench/README.md; built when one is asked for by name.
 add_library(cuda_fatbins OBJECT EXCLUDE_FROM_ALL
   "${CMAKE_CURRENT_BINARY_DIR}/fatbins.cpp" "${CMAKE_CURRENT_BINARY_DIR}/fatbins.S")
 target_include_directories(cuda_fatbins PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}")
 target_include_directories(cuda_fatbins SYSTEM PRIVATE "${MLXRT_CUDA_INCLUDE}")
-set(bench_sources "${CMAKE_CURRENT_SOURCE_DIR}/cuda/bench/decode_attention.cu"
-  "${CMAKE_CURRENT_SOURCE_DIR}/kernels/gpu/launch.cpp")
-add_custom_command(OUTPUT decode_attention VERBATIM COMMAND_EXPAND_LISTS
-  DEPENDS ${bench_sources} cuda_fatbins "$<TARGET_OBJECTS:cuda_fatbins>"
-  COMMAND "${MLXRT_NVCC}" -std=c++20 -O2 ${code} -I "${CMAKE_CURRENT_SOURCE_DIR}"
-    -L "${MLXRT_CUDA_INCLUDE}/../lib" ${bench_sources} "$<TARGET_OBJECTS:cuda_fatbins>"
-    -o decode_attention)
-add_custom_target(bench_decode_attention DEPENDS decode_attention)
+foreach(program decode_attention sample row_ops)
+  set(bench_sources "${CMAKE_CURRENT_SOURCE_DIR}/cuda/bench/${program}.cu"
+    "${CMAKE_CURRENT_SOURCE_DIR}/kernels/gpu/launch.cpp")
+  add_custom_command(OUTPUT ${program} VERBATIM COMMAND_EXPAND_LISTS
+    DEPENDS ${bench_sources} "${CMAKE_CURRENT_SOURCE_DIR}/cuda/bench/timing.h"
+      cuda_fatbins "$<TARGET_OBJECTS:cuda_fatbins>"
+    COMMAND "${MLXRT_NVCC}" -std=c++20 -O2 ${code} -I "${CMAKE_CURRENT_SOURCE_DIR}"
+      -L "${MLXRT_CUDA_INCLUDE}/../lib" ${bench_sources} "$<TARGET_OBJECTS:cuda_fatbins>"
+      -o ${program})
+  add_custom_target(bench_${program} DEPENDS ${program})
+endforeach()

@@ -27,6 +27,12 @@ WHEELS = (
     f"mlx-cuda-13=={built_mlx_version}", "nvidia-cuda-nvcc==13.0.88", "nvidia-nvvm==13.0.88",
     "nvidia-cuda-crt==13.0.88", "nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cccl==13.0.85",
 )  # fmt: skip
+TIMED = {
+    "decode_attention": ["attention_element2_head_dim128"],
+    "sample": ["sample_parts_element2", "sample_element2"],
+    "row_ops": ["fused_element2"],
+}
+"""Programs of native/cuda/bench, and what they time."""
 UNEXPORTED = """
 #include "mlx/backend/cuda/allocator.h"
 bool unexported() { return &mlx::core::cu::allocator() != nullptr; }
@@ -95,7 +101,7 @@ def build(toolkit: Path) -> Path:
         "-DMLXRT_CUDA=ON", f"-DMLXRT_MLX_DIR={CACHE / 'mlx'}", "-DMLXRT_CUDA_TARGETS=90-virtual",
         f"-DMLXRT_NVCC={toolkit / 'bin' / 'nvcc'}", CUDA_HOME=str(toolkit),
     )  # fmt: skip
-    targets = ("_native_cuda", "bench_decode_attention")
+    targets = ("_native_cuda", *(f"bench_{name}" for name in TIMED))
     run("cmake", "--build", folder, "--target", *targets, "-j2")
     return folder / "native"
 
@@ -153,9 +159,11 @@ def test_the_kernels_are_inside(build: Path) -> None:
         assert fatbin.stat().st_size > 1000 and fatbin.read_bytes() in module, fatbin.name
 
 
-def test_what_times_decode_attention_has_the_same_kernels(build: Path) -> None:
-    program = (build / "decode_attention").read_bytes()
-    assert (build / "attention_element2_head_dim128.fatbin").read_bytes() in program
+@pytest.mark.parametrize("program", TIMED)
+def test_what_times_kernels_has_the_same_ones(program: str, build: Path) -> None:
+    contents = (build / program).read_bytes()
+    for kernels in TIMED[program]:
+        assert (build / f"{kernels}.fatbin").read_bytes() in contents
 
 
 def test_the_host_names_the_kernels_that_move(toolkit: Path, tmp_path: Path) -> None:

@@ -14,11 +14,14 @@
 #include <string>
 #include <vector>
 
-#include "cuda/kernel_table.h"
+#include "cuda/bench/timing.h"
 #include "kernels/gpu/launch.h"
 
 namespace {
 
+using bench::device_array;
+using bench::rotated_bytes;
+using bench::uploaded;
 using mlxrt::gpu::AttentionLaunch;
 using mlxrt::gpu::AttentionShape;
 using Element = __nv_bfloat16;
@@ -26,7 +29,6 @@ using Element = __nv_bfloat16;
 constexpr int block_size = 16;
 constexpr int head_dim = 128;
 constexpr int element = 2;  // bfloat16
-constexpr size_t rotated_bytes = 220'000'000;  // more than any second-level cache
 constexpr float allowed_error = 4e-3f;         // outputs are below 1: one rounding of them
 
 struct Settings {
@@ -34,28 +36,6 @@ struct Settings {
   int num_kv_heads = 8;
   bool small = false;  // for compute-sanitizer: two cells, one call each
 };
-
-void check(cudaError_t result, const char* what) {
-  if (result != cudaSuccess) {
-    std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(result));
-    std::exit(2);
-  }
-}
-#define CHECK(call) check(call, #call)
-
-template <class T>
-T* device_array(size_t count) {
-  T* data = nullptr;
-  CHECK(cudaMalloc(&data, count * sizeof(T)));
-  return data;
-}
-
-template <class T>
-T* uploaded(const std::vector<T>& values) {
-  T* data = device_array<T>(values.size());
-  CHECK(cudaMemcpy(data, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice));
-  return data;
-}
 
 // Numbers between -1 and 1 that depend on their place and the seed alone.
 __global__ void fill(Element* values, size_t count, unsigned seed) {
@@ -132,21 +112,6 @@ Memory allocate(const Settings& settings, int most_sequences, size_t most_positi
   return memory;
 }
 
-cudaKernel_t kernel_of(const AttentionLaunch& launch) {
-  const std::string file = launch.key.file();
-  for (const auto* entry = mlxrt::cuda::fatbins; entry->name; ++entry) {
-    if (file == entry->name) {
-      cudaLibrary_t library;
-      cudaKernel_t kernel;
-      CHECK(cudaLibraryLoadData(&library, entry->data, nullptr, nullptr, 0, nullptr, nullptr, 0));
-      CHECK(cudaLibraryGetKernel(&kernel, library, launch.key.name().c_str()));
-      return kernel;
-    }
-  }
-  std::fprintf(stderr, "no kernels called %s in this build\n", file.c_str());
-  std::exit(2);
-}
-
 // One cell of the table: `sequences` of `context` positions, one row each.
 class Cell {
  public:
@@ -160,7 +125,7 @@ class Cell {
     shape_.scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
     CHECK(cudaDeviceGetAttribute(&shape_.cores, cudaDevAttrMultiProcessorCount, 0));
     launch_ = mlxrt::gpu::plan_attention(shape_).at(0);
-    kernel_ = kernel_of(launch_);
+    kernel_ = bench::kernel_of(launch_.key.file(), launch_.key.name());
     const int blocks_of_set = sequences * shape_.max_blocks;
     bytes_ = size_t(blocks_of_set) * block_size * settings.num_kv_heads * head_dim * 4;
     sets_ = std::min<int>((rotated_bytes + bytes_ - 1) / bytes_, memory.num_blocks / blocks_of_set);
@@ -174,7 +139,6 @@ class Cell {
     outputs_ = device_array<float>(std::max<int64_t>(1, launch_.partial_vectors * head_dim));
     logarithms_ = device_array<float>(std::max<int64_t>(1, launch_.partial_vectors));
     arrivals_ = uploaded(std::vector<unsigned>(std::max<int64_t>(1, launch_.arrivals), 0));
-    CHECK(cudaStreamCreate(&stream_));
   }
 
   ~Cell() {
@@ -183,24 +147,18 @@ class Cell {
                        static_cast<void*>(logarithms_), static_cast<void*>(arrivals_)}) {
       CHECK(cudaFree(data));
     }
-    CHECK(cudaStreamDestroy(stream_));
   }
 
   // Prints a line; whether the outputs agree with the reference.
   bool measure(bool once) {
     const int calls = once ? 1 : sets_ * std::max(1, (20 + sets_ - 1) / sets_);
-    cudaGraphExec_t graph = captured(calls);
-    std::vector<float> times;
-    for (int replay = 0; replay < (once ? 1 : 9); ++replay) {
-      times.push_back(replayed(graph) * 1000.0f / static_cast<float>(calls));
-    }
-    CHECK(cudaGraphExecDestroy(graph));
-    times.erase(times.begin(), times.begin() + (once ? 0 : 2));  // warm-up
-    std::sort(times.begin(), times.end());
-    const float median = times[times.size() / 2];
+    const auto times = bench::time_of(calls, once ? 1 : 7, [this](int call, cudaStream_t stream) {
+      add(call, stream);
+    });
     const float error = largest_error((calls - 1) % sets_);
-    std::printf("%d,%d,%.2f,%.2f,%.2f,%d,%.1e\n", sequences_, context_, median, times[0],
-                static_cast<double>(bytes_) / median * 1e-6, launch_.params.max_parts, error);
+    const double rate = static_cast<double>(bytes_) / times.median_us * 1e-6;
+    std::printf("%d,%d,%.2f,%.2f,%.2f,%d,%.1e\n", sequences_, context_, times.median_us,
+                times.least_us, rate, launch_.params.max_parts, error);
     std::fflush(stdout);
     return error <= allowed_error;
   }
@@ -210,41 +168,14 @@ class Cell {
     return tables_ + size_t(set) * sequences_ * shape_.max_blocks;
   }
 
-  cudaGraphExec_t captured(int calls) {
-    cudaGraph_t graph;
-    cudaGraphExec_t executable;
-    CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
-    for (int call = 0; call < calls; ++call) {
-      auto memory = memory_;
-      int* table = table_of(call % sets_);
-      float* no_sinks = nullptr;
-      void* arguments[] = {&memory.queries, &memory.keys, &memory.values, &table, &starts_,
-                           &contexts_, &no_sinks, &memory.outputs, &outputs_, &logarithms_,
-                           &arrivals_, &launch_.params};
-      const dim3 grid(launch_.grid.x, launch_.grid.y, launch_.grid.z);
-      CHECK(cudaLaunchKernel(reinterpret_cast<const void*>(kernel_), grid, dim3(launch_.threads),
-                             arguments, launch_.threadgroup_bytes, stream_));
-    }
-    CHECK(cudaStreamEndCapture(stream_, &graph));
-    CHECK(cudaGraphInstantiate(&executable, graph, 0));
-    CHECK(cudaGraphDestroy(graph));
-    return executable;
-  }
-
-  // Milliseconds of one replay.
-  float replayed(cudaGraphExec_t graph) {
-    cudaEvent_t begin, end;
-    float milliseconds = 0;
-    CHECK(cudaEventCreate(&begin));
-    CHECK(cudaEventCreate(&end));
-    CHECK(cudaEventRecord(begin, stream_));
-    CHECK(cudaGraphLaunch(graph, stream_));
-    CHECK(cudaEventRecord(end, stream_));
-    CHECK(cudaEventSynchronize(end));
-    CHECK(cudaEventElapsedTime(&milliseconds, begin, end));
-    CHECK(cudaEventDestroy(begin));
-    CHECK(cudaEventDestroy(end));
-    return milliseconds;
+  void add(int call, cudaStream_t stream) {
+    int* table = table_of(call % sets_);
+    float* no_sinks = nullptr;
+    bench::launch(kernel_, launch_.grid, launch_.threads, launch_.threadgroup_bytes,
+                  {&memory_.queries, &memory_.keys, &memory_.values, &table, &starts_, &contexts_,
+                   &no_sinks, &memory_.outputs, &outputs_, &logarithms_, &arrivals_,
+                   &launch_.params},
+                  stream);
   }
 
   float largest_error(int set) {
@@ -273,7 +204,6 @@ class Cell {
   int *tables_, *starts_, *contexts_;
   float *outputs_, *logarithms_;
   unsigned* arrivals_;
-  cudaStream_t stream_{};
 };
 
 Settings parsed(int count, char** words) {
