@@ -75,6 +75,13 @@ INLINE uint floats_to_halves(float low, float high) {
   return *reinterpret_cast<const uint*>(&pair);
 }
 
+// To nearest, ties to even; a NaN stays one.
+INLINE uint floats_to_bfloats(float low, float high) {
+  uint pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
 INLINE float power_of_two(float exponent) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(exponent));
@@ -204,6 +211,19 @@ INLINE float2 halves_to_floats(uint bits) {
 
 INLINE uint floats_to_halves(float low, float high) {
   return as_type<uint>(half2(half(low), half(high)));
+}
+
+// bfloat16 of a float, to nearest, ties to even; a NaN stays one.
+INLINE uint to_bfloat(float value) {
+  const uint bits = float_to_bits(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) {
+    return 0x7fc0u;
+  }
+  return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+}
+
+INLINE uint floats_to_bfloats(float low, float high) {
+  return to_bfloat(low) | (to_bfloat(high) << 16);
 }
 
 INLINE float power_of_two(float exponent) {

@@ -44,20 +44,11 @@ INLINE void unpack(uint4 vector, THREAD float* elements) {
 #endif
 }
 
-// bfloat16 of a float, to nearest, ties to even; a NaN stays one.
-INLINE uint to_bfloat(float value) {
-  const uint bits = float_to_bits(value);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) {
-    return 0x7fc0u;
-  }
-  return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-}
-
 INLINE uint pack_pair(float low, float high) {
 #if ELEMENT == 1
   return floats_to_halves(low, high);
 #else
-  return to_bfloat(low) | (to_bfloat(high) << 16);
+  return floats_to_bfloats(low, high);
 #endif
 }
 
