@@ -111,8 +111,10 @@ class CompiledSteps:
         self, batch: Batch, tokens: mx.array, rules: NDArray[np.float32]
     ) -> tuple[mx.array, mx.array]:
         """As `greedy`, by rules [S, 5] as `Sampler.table` gives them."""
-        padded = np.pad(rules, ((0, batch.bucket_row_count - len(rules)), (0, 0)), "edge")
-        sampled, finite = self._call(batch, tokens, _Output.DRAWN, padded)
+        padding = batch.bucket_row_count - len(rules)
+        if padding:
+            rules = np.concatenate([rules, np.repeat(rules[-1:], padding, axis=0)])
+        sampled, finite = self._call(batch, tokens, _Output.DRAWN, rules)
         return sampled, finite
 
     def logits(self, batch: Batch, tokens: mx.array) -> mx.array:
