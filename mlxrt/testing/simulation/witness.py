@@ -32,8 +32,7 @@ from mlxrt.testing.simulation.watched import WatchedSession, WatchedStep, copied
 
 T = TypeVar("T")
 LOOK_EVERY = 8
-"""Calls between two proofs that a refusal changes nothing, and outcomes between two of all
-invariants."""
+"""Calls between two proofs that a refusal changes nothing, or of all invariants."""
 _DISCARDS = {
     Reason.EXECUTION_FAILED, Reason.PREDECESSOR_FAILED, Reason.EPOCH_STALE, Reason.SESSION_UNKNOWN,
 }  # fmt: skip
@@ -88,8 +87,6 @@ class WitnessCore(Core):
         """Notes a violation unless `condition`."""
         if not condition:
             self.report(what)
-
-    # ---- sessions ----
 
     def open_session(
         self, request_id: str, ttl_ms: int, client_name: str, *,
@@ -154,7 +151,8 @@ class WitnessCore(Core):
         due = {
             name
             for name, session in self.sessions.items()
-            if session.renewed_ms + session.ttl_ms <= now_ms and self._is_idle(session)
+            if session.renewed_ms + session.ttl_ms <= now_ms
+            and (not session.inflight or self._steps[session.inflight[0]].waits_for_masks)
         }
         self.expired_waiting += sum(bool(self.sessions[name].inflight) for name in due)
         answer = super().expire(now_ms)
@@ -282,6 +280,7 @@ class WitnessCore(Core):
                 session.renewed_ms = now_ms
                 if reply.error is not None:
                     self._doom(session)
+                    self._find_fallen(SessionRef(watched.session_id, session.epoch), session)
             self._settle(ticket, watched, reply, session)
         self._calls += 1
         if self._calls % LOOK_EVERY == 0:
@@ -305,8 +304,13 @@ class WitnessCore(Core):
         for sequence in session.sequences.values():
             sequence.position = None
 
-    def _is_idle(self, session: WatchedSession) -> bool:
-        return not session.inflight or self._steps[session.inflight[0]].waits_for_masks
+    def _find_fallen(self, ref: SessionRef, session: WatchedSession) -> None:
+        """Who failed with another one in a step that is then discarded hears of it in no reply."""
+        state = super().read_session(ref, include_tables=False, include_tokens=False)
+        for each in state.sequences:
+            if each.failure is not None and each.failure.reason is Reason.BLOCK_UNFILLED:
+                self.check(session.failures > 0, "P6: a sequence failed with none that did")
+                session.sequences[each.sequence_id].failed = True
 
     def _settle(
         self, ticket: int, watched: WatchedStep, reply: StepReply,
