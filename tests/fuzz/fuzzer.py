@@ -1,7 +1,12 @@
-"""Entry points that take bytes from outside, a scene that gives them meaning, and a mutator."""
+"""Entry points that take bytes from outside, a scene that gives them meaning, and a mutator.
+
+`python tests/fuzz/fuzzer.py Step 100000 0` sends so many mutants with this seed.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -10,6 +15,7 @@ from mlxrt_client.v1 import execution_pb2, step_pb2
 
 from mlxrt.errors import MlxrtError
 from mlxrt.testing.fake_engine import FakeEngine
+from mlxrt.testing.simulation import silence_logs
 from mlxrt.testing.simulation.clock import Clocks, EventQueue
 from mlxrt.testing.simulation.engine import EngineFaults, SimulatedEngine
 from mlxrt.testing.simulation.history import History
@@ -133,3 +139,8 @@ def scene_step(ref: object) -> step_pb2.StepRequest:
         {"sequence_id": i, "row_count": 6, "sample": True, "registered": {}} for i in (1, 2)
     ]
     return step_pb2.StepRequest(session=ref, step_number=1, new_sequences=new, items=items)
+
+
+if __name__ == "__main__":
+    silence_logs()
+    print(json.dumps(fuzz(sys.argv[1], *map(int, sys.argv[2:]))))

@@ -3,11 +3,11 @@ those of mlx-lm alone, over gRPC, with one step in flight and with two."""
 
 from __future__ import annotations
 
-import json
 import random
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from mlxrt import bundled
 from mlxrt.check.numbers import run_oracle
 from mlxrt.testing.server_process import ServerProcess
 
-CONFIGS = json.loads((Path(__file__).parent / "families.json").read_text())
 CASES = ["bundled", "gemma3_text", "cohere2"]
 BLOCK = 4
 ENTRIES = 12
@@ -29,12 +28,9 @@ A, B, C, D = 1, 2, 3, 4
 
 
 @pytest.fixture
-def folder(request: pytest.FixtureRequest, tmp_path: Path, checkpoint_writer: Any) -> Path:
+def folder(request: pytest.FixtureRequest, folder_of: Callable[[str], Path]) -> Path:
     """The checkpoint of a case: one group of layers, or a full one and one with a window."""
-    if request.param == "bundled":
-        return bundled.path()
-    written: Path = checkpoint_writer(tmp_path, CONFIGS[request.param])
-    return written
+    return bundled.path() if request.param == "bundled" else folder_of(request.param)
 
 
 class Scene:
@@ -125,6 +121,7 @@ def _said(scene: Scene, responses: list[StepResponse]) -> dict[int, list[int]]:
     return said
 
 
+@cache
 def _texts(folder: Path, vocabulary_size: int) -> dict[int, tuple[list[int], Any]]:
     """What mlx-lm says alone, by sequence, and its logits."""
     rng = random.Random(17)

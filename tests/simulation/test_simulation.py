@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,11 @@ import pytest
 import structlog
 
 from mlxrt.testing.simulation import silence_logs, simulate
-from mlxrt.testing.simulation.command import replay_command, write_failure
+from mlxrt.testing.simulation.command import (
+    replay_command,
+    run_seeds_in_processes,
+    write_failure,
+)
 from mlxrt.testing.simulation.history import Answered, Settled
 from mlxrt.testing.simulation.simulation import Report, Simulation
 from mlxrt.testing.simulation.validators import validate
@@ -45,17 +48,42 @@ def quiet() -> Iterator[None]:
 
 
 def test_no_seed_finds_anything(tmp_path: Path) -> None:
-    coverage: Counter[str] = Counter()
-    for seed in range(SEEDS):
-        report = simulate(seed, EVENTS)
-        coverage.update(report.coverage)
-        if report.violations:
-            place = write_failure(report, tmp_path, EVENTS)
-            pytest.fail(f"{report.violations[0]}\n{replay_command(seed, EVENTS)}\n{place}")
-        assert report.events == EVENTS
-    assert {name for name in MET if coverage[name] == 0} == set()
+    tally = run_seeds_in_processes(range(SEEDS), EVENTS, tmp_path, processes=2)
+    for seed, violation in tally.failures:
+        pytest.fail(f"{violation}\n{replay_command(seed, EVENTS)}\n{tmp_path}")
+    assert (tally.seeds, tally.events) == (SEEDS, SEEDS * EVENTS)
+    assert {name for name in MET if tally.coverage[name] == 0} == set()
+    coverage = tally.coverage
     assert coverage["committed"] > 0.7 * coverage["step"]
     assert 0.2 < coverage["drafts accepted"] / coverage["drafts"] < 0.8
+
+
+def test_a_seed_that_fails_is_told_by_its_process(tmp_path: Path) -> None:
+    """A violation is made up for one of them, in the processes too."""
+    program = tmp_path / "strict.py"
+    program.write_text(STRICT)
+    done = subprocess.run(
+        [sys.executable, str(program), "--seeds", "0:300", "--processes", "2", "--folder",
+         str(tmp_path / "failures")], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "made up" in done.stderr and "--seed" in done.stderr
+    assert list((tmp_path / "failures").glob("seed-*/history.json"))
+
+
+STRICT = """
+import sys
+from mlxrt.testing.simulation import command
+right = command.simulate
+def strict(seed, events=500):
+    report = right(seed, events)
+    if seed == 120:
+        report.violations.append("V9: made up")
+    return report
+command.simulate = strict
+if __name__ == "__main__":
+    sys.exit(command.main())
+"""
 
 
 def test_the_same_seed_is_the_same_run_in_every_process() -> None:
