@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from mlxrt_client import Client, Scheduler, Session, messages
 from mlxrt_client.v1 import StepRequest
 
 from mlxrt import bundled
-from mlxrt.check.numbers import run_oracle
+from mlxrt.check.numbers import Oracle, run_oracle
 from mlxrt.testing.server_process import ServerProcess
 
 CASES = ["bundled", "qwen3", "llama", "llama_llama3_rope", "qwen3-4bit"]
@@ -32,6 +33,21 @@ def folder(request: pytest.FixtureRequest, checkpoint: Callable[..., Path]) -> P
     return checkpoint(name, 4 if quantised else None)
 
 
+Alone = Callable[[Path, int], Oracle]
+"""Of a checkpoint and the size of its vocabulary: what mlx-lm says after each prompt."""
+
+
+@pytest.fixture(scope="module")
+def alone() -> Alone:
+    """Runs mlx-lm once for each checkpoint."""
+
+    @cache
+    def run(folder: Path, vocabulary_size: int) -> Oracle:
+        return run_oracle(folder, "float32", "reference", _prompts(vocabulary_size), NEW_TOKENS)
+
+    return run
+
+
 def _serve(folder: Path, attention: str) -> ServerProcess:
     """A server over a small pool that starts as NaN, with the wheel's own BLAS."""
     arguments = ["--model", str(folder), "--attention", attention, "--blas", "reference"]
@@ -48,7 +64,7 @@ def _prompts(vocabulary_size: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("attention", ["gather", "native"])
 @pytest.mark.parametrize("folder", CASES, indirect=True)
-def test_greedy_tokens(folder: Path, attention: str) -> None:
+def test_greedy_tokens(folder: Path, attention: str, alone: Alone) -> None:
     with _serve(folder, attention) as server, Client(server.address) as client:
         info, model = client.server_info(), client.model_info()
         assert info.attention_path == attention
@@ -67,20 +83,18 @@ def test_greedy_tokens(folder: Path, attention: str) -> None:
     assert done.preemption_count >= 3
     assert done.inflight_steps_max == 2
     assert done.blocks_used_max[0] > BLOCK_COUNT * 3 // 4
-    expected = run_oracle(folder, "float32", "reference", prompts, NEW_TOKENS)
+    expected = alone(folder, model.vocabulary_size)
     assert list(got.values()) == [tokens for tokens, _ in expected]
 
 
 @pytest.mark.parametrize("attention", ["gather", "native"])
 @pytest.mark.parametrize("folder", CASES, indirect=True)
-def test_logits(folder: Path, attention: str) -> None:
+def test_logits(folder: Path, attention: str, alone: Alone) -> None:
     """Teacher-forced in chunks of 5 and then row by row, two sequences in a step, through
     interleaved blocks."""
     with _serve(folder, attention) as server, Client(server.address) as client:
         vocabulary_size = client.model_info().vocabulary_size
-        ((tokens, expected),) = run_oracle(
-            folder, "float32", "reference", [_prompts(vocabulary_size)[3]], NEW_TOKENS
-        )
+        tokens, expected = alone(folder, vocabulary_size)[3]
         with client.open_session() as session:
             rows = _teacher_forced(session, tokens)
     assert len(rows) > 2 * NEW_TOKENS
