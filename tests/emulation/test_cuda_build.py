@@ -98,7 +98,8 @@ def build(toolkit: Path) -> Path:
     folder = CACHE / f"build-{sys.version_info.major}.{sys.version_info.minor}"
     run(
         "cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}",
-        "-DMLXRT_CUDA=ON", f"-DMLXRT_MLX_DIR={CACHE / 'mlx'}", "-DMLXRT_CUDA_TARGETS=90-virtual",
+        "-DMLXRT_CUDA=ON", "-DMLXRT_PRECOMPILE=ON", f"-DMLXRT_MLX_DIR={CACHE / 'mlx'}",
+        "-DMLXRT_CUDA_TARGETS=90-virtual",
         f"-DMLXRT_NVCC={toolkit / 'bin' / 'nvcc'}", CUDA_HOME=str(toolkit),
     )  # fmt: skip
     targets = ("_native_cuda", *(f"bench_{name}" for name in TIMED))

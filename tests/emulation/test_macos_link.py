@@ -33,14 +33,7 @@ SOURCES = (
     "simd/attention_neon",
 )  # fmt: skip
 ZIG = (sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-macos.14.0")
-PRECOMPILED = """
-#include "mlx/allocator.h"
-#include "mlx/array.h"
-#include "mlx/backend/cpu/encoder.h"
-#include "mlx/ops.h"
-#include "mlx/primitives.h"
-#include "mlx/utils.h"
-"""
+PRECOMPILED = NATIVE / "src" / "mlx_headers.h"
 """Read once for all files but those of metal/: the build for Linux shows that the others include
 what they need."""
 UNEXPORTED = """
@@ -114,9 +107,7 @@ def link(objects: list[Path], mlx: Path, target: Path) -> subprocess.CompletedPr
 def objects(mlx_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Returns the compiled files of the extension."""
     folder = tmp_path_factory.mktemp("macos")
-    header = folder / "precompiled.h"
-    header.write_text(PRECOMPILED)
-    read = compile_one(header, mlx_folder, folder / "precompiled.pch", "-x", "c++-header")
+    read = compile_one(PRECOMPILED, mlx_folder, folder / "headers.pch", "-x", "c++-header")
 
     def one(name: str) -> Path:
         options = () if name.startswith("metal/") else ("-include-pch", str(read))

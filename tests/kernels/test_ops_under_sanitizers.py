@@ -48,7 +48,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         pytest.skip(f"g++ lacks one of {LIBRARIES}")
     folder = tmp_path_factory.mktemp("sanitized")
     build = [cmake, "-S", str(ROOT), "-B", str(folder / "build"), "-DCMAKE_BUILD_TYPE=None"]
-    build += ["-DUSE_ASAN=ON", "-DUSE_UBSAN=ON", "-DCMAKE_CXX_FLAGS=-O1"]
+    build += ["-DUSE_ASAN=ON", "-DUSE_UBSAN=ON", "-DCMAKE_CXX_FLAGS=-O1", "-DMLXRT_PRECOMPILE=ON"]
     build += [f"-DPython_EXECUTABLE={sys.executable}"]
     for command in (build, [cmake, "--build", str(folder / "build"), "-j2"]):
         done = subprocess.run(command, capture_output=True, text=True)

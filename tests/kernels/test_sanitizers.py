@@ -7,6 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ KERNEL_FLAGS = {
 TIMEOUT_S = 400
 ASAN = ("address", "undefined")
 TSAN = ("thread",)
+Built = Callable[[str], Path]
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="the sanitizers' flags are those of g++ on Linux"
@@ -38,31 +42,41 @@ def levels() -> list[str]:
     return [name for name, needed in wanted.items() if needed <= flags]
 
 
-def compile_with(
-    sanitizers: tuple[str, ...],
-    layout: list[str],
-    output: Path,
-    sources: list[str],
-    *flags: str,
-) -> None:
-    """Builds sources of native/ into a program that ends at the first report."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("there is no g++ on PATH")
-    common = [
-        compiler, "-std=c++20", "-O1", "-g1", "-ffp-contract=off", "-fno-omit-frame-pointer", "-w",
-        f"-fsanitize={','.join(sanitizers)}", "-fno-sanitize-recover=all", "-pthread",
-    ]  # fmt: skip
-    trial = output.with_suffix(".cpp")
-    trial.write_text("int main() {}\n")
-    runtime = subprocess.run([*common, trial, "-o", output], capture_output=True, text=True)
-    if runtime.returncode != 0:
-        pytest.skip(f"g++ has no runtime library for {sanitizers}: {runtime.stderr[-300:]}")
-    nothing = run(layout, output)
-    if nothing.returncode != 0:
-        pytest.skip(f"{sanitizers} can't run on this system: {nothing.stderr[-300:]}")
-    command = [*common, "-I.", "-Iinclude", *flags, *sources, "-o", str(output)]
-    subprocess.run(command, cwd=NATIVE, check=True, timeout=TIMEOUT_S)
+@dataclass(frozen=True)
+class Program:
+    """A program that is built with sanitizers and ends at their first report."""
+
+    sanitizers: tuple[str, ...]
+    sources: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+
+    def common(self) -> list[str]:
+        """The command without its sources."""
+        return [
+            str(shutil.which("g++")), "-std=c++20", "-O1", "-g1", "-ffp-contract=off",
+            "-fno-omit-frame-pointer", "-w", f"-fsanitize={','.join(self.sanitizers)}",
+            "-fno-sanitize-recover=all", "-pthread",
+        ]  # fmt: skip
+
+    def why_not(self, layout: list[str], folder: Path) -> str:
+        """Why none can be built and run here; empty if one can."""
+        if shutil.which("g++") is None:
+            return "there is no g++ on PATH"
+        source, trial = folder / "trial.cpp", folder / f"trial_{self.sanitizers[0]}"
+        source.write_text("int main() {}\n")
+        done = subprocess.run([*self.common(), source, "-o", trial], capture_output=True, text=True)
+        if done.returncode != 0:
+            return f"g++ has no runtime library for {self.sanitizers}: {done.stderr[-300:]}"
+        nothing = run(layout, trial)
+        if nothing.returncode != 0:
+            return f"{self.sanitizers} can't run on this system: {nothing.stderr[-300:]}"
+        return ""
+
+    def build(self, output: Path) -> Path:
+        """Compiles it from native/."""
+        command = [*self.common(), "-I.", "-Iinclude", *self.flags, *self.sources]
+        subprocess.run([*command, "-o", output], cwd=NATIVE, check=True, timeout=TIMEOUT_S)
+        return output
 
 
 def run(layout: list[str], program: Path) -> subprocess.CompletedProcess[str]:
@@ -75,57 +89,79 @@ def run(layout: list[str], program: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def kernel_check(
-    layout: list[str], level: str, output: Path, *flags: str
-) -> subprocess.CompletedProcess[str]:
-    """Builds and runs the kernel check for one kernel set under ASan and UBSan."""
-    sources = [
+def kernel_check(level: str, *flags: str) -> Program:
+    """The kernel check for one kernel set under ASan and UBSan."""
+    sources = (
         "tests/kernel_check.cpp", "tests/fused_check.cpp", "simd/rows.cpp",
         f"simd/attention_{level}.cpp",
-    ]  # fmt: skip
-    wanted = [f"-DKERNEL_SET={level}_kernels", *KERNEL_FLAGS[level], *flags]
-    compile_with(ASAN, layout, output, sources, *wanted)
-    return run(layout, output)
+    )  # fmt: skip
+    return Program(ASAN, sources, (f"-DKERNEL_SET={level}_kernels", *KERNEL_FLAGS[level], *flags))
 
 
-def thread_check(
-    layout: list[str], output: Path, *flags: str
-) -> subprocess.CompletedProcess[str]:
-    """Builds and runs the thread check under TSan."""
-    sources = [
+def thread_check(*flags: str) -> Program:
+    """The thread check under TSan."""
+    sources = (
         "tests/thread_check.cpp", "src/thread_pool.cpp", "simd/rows.cpp",
         "simd/attention_generic.cpp",
-    ]  # fmt: skip
-    compile_with(TSAN, layout, output, sources, *flags)
-    return run(layout, output)
+    )  # fmt: skip
+    return Program(TSAN, sources, flags)
+
+
+PROGRAMS = {
+    "planted read": kernel_check("generic", "-DPLANT_OUT_OF_RANGE_READ"),
+    "planted race": thread_check("-DPLANT_DATA_RACE"),
+    "threads": thread_check(),
+    **{level: kernel_check(level) for level in levels()},
+}
+
+
+@pytest.fixture(scope="module")
+def built(
+    fixed_layout: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Built:
+    """Returns a program by name; all are built first, two at a time."""
+    folder = tmp_path_factory.mktemp("sanitized")
+    reasons = {each: Program(each, ()).why_not(fixed_layout, folder) for each in (ASAN, TSAN)}
+    with ThreadPoolExecutor(2) as pool:
+        programs = {
+            name: pool.submit(program.build, folder / name.replace(" ", "_"))
+            for name, program in PROGRAMS.items()
+            if not reasons[program.sanitizers]
+        }
+
+    def get(name: str) -> Path:
+        if reason := reasons[PROGRAMS[name].sanitizers]:
+            pytest.skip(reason)
+        return programs[name].result()
+
+    return get
 
 
 @pytest.mark.parametrize("level", levels())
 def test_kernels_under_asan_and_ubsan(
-    fixed_layout: list[str], level: str, tmp_path: Path
+    fixed_layout: list[str], built: Built, level: str
 ) -> None:
-    result = kernel_check(fixed_layout, level, tmp_path / "kernel_check")
+    result = run(fixed_layout, built(level))
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.startswith(f"{level}: 300 cases")
     assert not result.stderr
 
 
-def test_a_planted_out_of_range_read_is_found(fixed_layout: list[str], tmp_path: Path) -> None:
-    planted = "-DPLANT_OUT_OF_RANGE_READ"
-    result = kernel_check(fixed_layout, "generic", tmp_path / "planted", planted)
+def test_a_planted_out_of_range_read_is_found(fixed_layout: list[str], built: Built) -> None:
+    result = run(fixed_layout, built("planted read"))
     assert result.returncode == 99
     assert "AddressSanitizer: heap-buffer-overflow" in result.stderr
     assert "READ of size" in result.stderr
 
 
-def test_pool_and_concurrent_callers_under_tsan(fixed_layout: list[str], tmp_path: Path) -> None:
-    result = thread_check(fixed_layout, tmp_path / "thread_check")
+def test_pool_and_concurrent_callers_under_tsan(fixed_layout: list[str], built: Built) -> None:
+    result = run(fixed_layout, built("threads"))
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout == "1440 tasks, 0 wrong\n"
     assert not result.stderr
 
 
-def test_a_planted_data_race_is_found(fixed_layout: list[str], tmp_path: Path) -> None:
-    result = thread_check(fixed_layout, tmp_path / "planted", "-DPLANT_DATA_RACE")
+def test_a_planted_data_race_is_found(fixed_layout: list[str], built: Built) -> None:
+    result = run(fixed_layout, built("planted race"))
     assert result.returncode == 99
     assert "ThreadSanitizer: data race" in result.stderr

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import shutil
+import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -329,3 +331,20 @@ def launch() -> Iterator[Callable[..., Harness]]:
 def server(launch: Callable[..., Harness]) -> Harness:
     """A server over a small fake model: vocabulary 4096, 63 blocks of 4 positions."""
     return launch()
+
+
+@pytest.fixture(scope="session")
+def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a folder with the Node programs and their packages, installed unless they are
+    there."""
+    if shutil.which("node") is None:
+        pytest.skip("there is no `node` on PATH")
+    source = Path(__file__).resolve().parents[2] / "clients" / "node"
+    if (source / "node_modules").is_dir():
+        return source
+    folder = tmp_path_factory.mktemp("node")
+    for name in ("package.json", "scheduler.mjs", "conformance.mjs"):
+        shutil.copy(source / name, folder)
+    command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--omit=dev"]
+    subprocess.run(command, cwd=folder, check=True, timeout=300)
+    return folder

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -18,23 +17,7 @@ from mlxrt.testing.server_process import ServerProcess
 from mlxrt.testing.server_thread import ServerThread
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SOURCE = REPOSITORY / "clients" / "node"
 VOCABULARY = 4096
-
-
-@pytest.fixture(scope="session")
-def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a folder with the scheduler and its packages, installed unless they are there."""
-    if shutil.which("node") is None:
-        pytest.skip("there is no `node` on PATH")
-    if (SOURCE / "node_modules").is_dir():
-        return SOURCE
-    folder = tmp_path_factory.mktemp("node")
-    for name in ("package.json", "scheduler.mjs"):
-        shutil.copy(SOURCE / name, folder)
-    command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--omit=dev"]
-    subprocess.run(command, cwd=folder, check=True, timeout=300)
-    return folder
 
 
 def run_node(folder: Path, address: str, *arguments: str, given: str | None = None) -> Any:
