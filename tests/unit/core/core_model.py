@@ -304,6 +304,11 @@ class SessionModel:
         assert isinstance(event, StepEvent)
         return event
 
+    def registered_behind(self) -> set[int]:
+        """Ids that steps in flight gave to new sequences."""
+        steps = [event.step for event in self.events if isinstance(event, StepEvent)]
+        return {new.sequence_id for step in steps for new in step.new_sequences}
+
     def runnable(self, ticket: int) -> list[int]:
         """Sequences, by id, that have rows in this accepted step and have not failed so far; in the
         plan's order.
