@@ -239,9 +239,11 @@ def _time(path: str, address: str, sequences: int, context: int, plan: Plan, so_
             for arm in arms.values():
                 stack.callback(arm.close)
                 arm.run(WARM_STEPS)
+            turns = list(arms.items())
             for _ in range(plan.repeats):
-                for name, arm in arms.items():
+                for name, arm in turns:
                     so_far.seconds[name].append(arm.run(plan.steps))
+                turns.reverse()  # nobody always follows the same other
             unary = arms.get("unary")
             if isinstance(unary, UnaryArm) and path != "fake":
                 so_far.overheads_ms += unary.overheads_ms(64)
