@@ -329,9 +329,9 @@ void Sample::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::arra
   char* extents = static_cast<char*>(address(scratch));
   // As SampleArray names them.
   void* addresses[] = {
-      address(inputs[0]), address(inputs[1]), extents, extents + 16 * parts,
-      extents + 16 * parts + bins_bytes, address(outputs[0]), address(outputs[1]),
-      address(outputs[2]), nullptr};
+      address(inputs[0]), address(inputs[1]), address(outputs[0]), address(outputs[1]),
+      address(outputs[2]), extents, extents + 16 * parts, extents + 16 * parts + bins_bytes,
+      nullptr};
   for (auto launch : launches) {
     for (const auto& input : inputs) {
       encoder.set_input_array(input);

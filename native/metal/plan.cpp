@@ -208,32 +208,6 @@ Plan plan_swiglu(const gpu::RowShape& shape) {
   return plan_of_one(gpu::plan_gate(shape), {{gate_up, Use::read}, {out, Use::write}});
 }
 
-namespace {
-
-// Logits, rules, three outputs, then scratch.
-int array_of(gpu::SampleArray array) {
-  switch (array) {
-    case gpu::SampleArray::logits:
-      return 0;
-    case gpu::SampleArray::rules:
-      return 1;
-    case gpu::SampleArray::tokens:
-      return 2;
-    case gpu::SampleArray::finite:
-      return 3;
-    case gpu::SampleArray::least:
-      return 4;
-    case gpu::SampleArray::extents:
-      return 5;
-    case gpu::SampleArray::bins:
-      return 6;
-    default:
-      return 7;
-  }
-}
-
-} // namespace
-
 Plan plan_sample(const gpu::SampleShape& shape) {
   Plan plan;
   const int64_t extent_bytes = 16 * gpu::sample_parts(shape);
@@ -246,9 +220,10 @@ Plan plan_sample(const gpu::SampleShape& shape) {
                  launch.key.constants()};
     for (const auto array : launch.arrays) {
       const bool is_read = one.buffers.size() < static_cast<size_t>(launch.num_read);
+      const Use use = is_read ? Use::read : Use::write;
       one.buffers.push_back(array == gpu::SampleArray::none
                                 ? Binding{0, Use::absent}
-                                : Binding{array_of(array), is_read ? Use::read : Use::write});
+                                : Binding{static_cast<int>(array), use});
     }
     one.params = bytes_of(launch.params);
     one.grid = launch.grid;

@@ -227,8 +227,8 @@ class Cell {
   void add_launch(size_t index, int set, cudaStream_t stream) {
     SampleLaunch launch = launches_[index];
     // As SampleArray names them.
-    void* addresses[] = {set_of(set), table_,  extents_, bins_,  finer_bins_,
-                         tokens_,     finite_, least_,   nullptr};
+    void* addresses[] = {set_of(set), table_,   tokens_, finite_, least_,
+                         extents_,    bins_,    finer_bins_,      nullptr};
     std::vector<void*> arguments;
     for (const SampleArray array : launch.arrays) {
       arguments.push_back(&addresses[static_cast<size_t>(array)]);

@@ -113,9 +113,9 @@ struct SampleShape {
   bool is_aligned = true;  // the logits begin at a multiple of 16 bytes
 };
 
-// The arrays of sample's kernels. Between inputs and outputs stands the scratch, 8-byte numbers: two for
-// each part of a row, then for each round SAMPLE_PART_BINS for each part. A kernel has no use for `none`.
-enum class SampleArray { logits, rules, extents, bins, finer_bins, tokens, finite, least, none };
+// The arrays of sample's kernels: inputs, outputs, then the scratch, 8-byte numbers: two for each part
+// of a row, then for each round SAMPLE_PART_BINS for each part. A kernel has no use for `none`.
+enum class SampleArray { logits, rules, tokens, finite, least, extents, bins, finer_bins, none };
 
 // One kernel of sample, over its arrays in their order; only the first `num_read` are not written.
 struct SampleLaunch {
