@@ -222,6 +222,9 @@ def bench_step(
             min=1, max=64, help="Steps that the streams keep in flight; in process it is two."
         ),
     ] = 2,
+    num_blocks: Annotated[
+        int, typer.Option(min=1, help="Blocks of the pool, at least; more where arms need more.")
+    ] = 1,
     dtype: Dtype = None,
     blas: Blas = None,
     json_path: JsonPath = None,
@@ -232,7 +235,7 @@ def bench_step(
     plan = step.Plan(
         contexts=tuple(contexts or [256]), repeats=repeats, rounds=rounds, steps=steps,
         blas=blas or "auto", dtype=dtype or "auto", arms=tuple(arms or step.ARMS[:4]),
-        is_apart=apart, in_flight=in_flight,
+        is_apart=apart, in_flight=in_flight, num_blocks=num_blocks,
         prefills=tuple(step.prefill_of(text) for text in prefills or ()),
     )  # fmt: skip
     console = Console(stderr=True)

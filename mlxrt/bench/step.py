@@ -82,6 +82,7 @@ class Plan:
         is_apart: each arm is up alone, one after the other: for cells of which the device holds one
             copy of the context and no more.
         in_flight: steps that the arms over a stream keep in flight; in process it is two.
+        num_blocks: of the server's pool, at least; more where the arms need more.
         prefills: `(sequences, context)` whose prefill is timed as well.
     """
 
@@ -94,6 +95,7 @@ class Plan:
     arms: tuple[str, ...] = ("stream", "unary", "in_process", "mlx_lm")
     is_apart: bool = False
     in_flight: int = 2
+    num_blocks: int = 1
     prefills: tuple[tuple[int, int], ...] = ()
 
     @property
@@ -102,11 +104,11 @@ class Plan:
         return self.steps * (self.repeats + 1) * 2 + 128
 
     def server_blocks(self, sequences: int) -> int:
-        """Blocks for the arms that are on the server at once, in the largest cell."""
+        """Blocks of the server's pool: for the arms that are on it at once, in the largest cell."""
         grpc_arms = 1 if self.is_apart else len({"stream", "unary", "sampled"} & {*self.arms})
         each = blocks_for(max(self.contexts) + self.growth)
         prefilled = max((n * blocks_for(context + 1) for n, context in self.prefills), default=0)
-        return max(grpc_arms * sequences * each, prefilled) + 1
+        return max(grpc_arms * sequences * each + 1, prefilled + 1, self.num_blocks)
 
     @property
     def length(self) -> int:
@@ -143,7 +145,8 @@ def bench_step(
             }
         )
     return {
-        "device": device, "in_flight": plan.in_flight, "rounds": plan.rounds, "models": report
+        "device": device, "in_flight": plan.in_flight, "rounds": plan.rounds,
+        "num_blocks": plan.server_blocks(max(counts)), "models": report,
     }  # fmt: skip
 
 

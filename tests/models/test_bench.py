@@ -49,9 +49,9 @@ def test_bench_step_times_every_arm() -> None:
 def test_bench_step_runs_the_arms_that_it_is_told_to_one_at_a_time() -> None:
     options = ["--sequences", "1", "--repeats", "2", "--steps", "2", "--apart"]
     options += ["--context", "20", "--context", "40", "--arm", "stream", "--arm", "sampled"]
-    options += ["--arm", "dense", "--in-flight", "3", "--rounds", "2"]
+    options += ["--arm", "dense", "--in-flight", "3", "--rounds", "2", "--num-blocks", "500"]
     report = _report("step", "--model", "bundled", *options)
-    assert (report["in_flight"], report["rounds"]) == (3, 2)
+    assert (report["in_flight"], report["rounds"], report["num_blocks"]) == (3, 2, 500)
     assert len(report["models"][0]["cells"]) == 2
     for cell, context in zip(report["models"][0]["cells"], (20, 40), strict=True):
         assert cell["context"] == context
