@@ -280,6 +280,23 @@ class Core:
         """Accepted steps without an outcome, over all sessions."""
         return len(self._state.tickets)
 
+    def was_accepted(self, session_id: str, step_number: int) -> bool:
+        """Whether an open session's step of this number was accepted, so that a call with it is a
+        repeat.
+        """
+        session = self._state.sessions.get(session_id)
+        return session is not None and step_number < session.next_step_number
+
+    def inflight_ticket(self, session_id: str, step_number: int) -> int | None:
+        """The ticket of a session's accepted step; None where that has an outcome or there is
+        none.
+        """
+        session = self._state.sessions.get(session_id)
+        for ticket in session.inflight if session is not None else ():
+            if ticket.step_number == step_number:
+                return ticket.number
+        return None
+
     def queued_count(self) -> int:
         """Accepted steps that next_plan has not handed out whole."""
         return sum(not ticket.handed_out for ticket in self._state.tickets.values())

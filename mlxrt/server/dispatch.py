@@ -58,7 +58,6 @@ class Dispatcher:
         self.observers: list[StepObserver] = []
         self._waiters: dict[int, Waiter] = {}
         self._submitted_s: deque[tuple[int, float]] = deque()
-        self._accepted_numbers: dict[str, int] = {}
         self._outcomes: deque[StepOutcome] = deque()
         self._pumping = False
         self._stopped = False
@@ -72,9 +71,23 @@ class Dispatcher:
         Raises:
             MlxrtError: what Core.accept raises.
         """
+        try:
+            return self._begin(session_id, epoch, step, trace_id)
+        except MlxrtError:
+            raise
+        except Exception:
+            # What the core has taken is waited for, however its call ends: masks for it may be on
+            # their way.
+            ticket = self._core.inflight_ticket(session_id, step.step_number)
+            if ticket is not None:
+                self._waiters.setdefault(ticket, Waiter(session_id, step, trace_id))
+            raise
+
+    def _begin(
+        self, session_id: str, epoch: int, step: StepInput, trace_id: str
+    ) -> tuple[Waiter, bool]:
         answer = self._core.accept(session_id, epoch, step, self._now_ms())
         if type(answer) is Accepted:
-            self._accepted_numbers[session_id] = step.step_number
             waiter = self._waiters[answer.ticket] = Waiter(session_id, step, trace_id)
             self.pump()
             return waiter, False
@@ -82,9 +95,7 @@ class Dispatcher:
             waiter = Waiter(session_id, step)
             waiter.resolve(answer.reply)
             return waiter, True
-        ticket: int = answer.ticket  # type: ignore[union-attr]
-        # Nobody waits where a defect came between acceptance and its answer.
-        return self._waiters.setdefault(ticket, Waiter(session_id, step)), True
+        return self._waiters[answer.ticket], True  # type: ignore[union-attr]
 
     def examine(self) -> None:
         """After a defect: goes on where the core's invariants hold, else gives everything up."""
@@ -116,12 +127,8 @@ class Dispatcher:
         return waiter, type(answer) is not Accepted
 
     def was_accepted(self, session_id: str, step_number: int) -> bool:
-        """Whether the session's step of this number was accepted, so that a call is a repeat."""
-        return step_number <= self._accepted_numbers.get(session_id, 0)
-
-    def forget(self, session_id: str) -> None:
-        """Drops what is known of a session that has ended."""
-        self._accepted_numbers.pop(session_id, None)
+        """As Core.was_accepted."""
+        return self._core.was_accepted(session_id, step_number)
 
     def deliver(self, outcome: StepOutcome) -> None:
         """Takes an outcome from the engine, in the order of the plans."""

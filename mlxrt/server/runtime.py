@@ -60,8 +60,6 @@ class Runtime:
         return self._ended(self.core.drain())
 
     def _ended(self, sessions: list[ClosedSession]) -> list[ClosedSession]:
-        for session in sessions:
-            self.dispatcher.forget(session.session_id)
         self.dispatcher.pump()
         return sessions
 

@@ -157,7 +157,6 @@ class SessionService:
         request = parse(session_pb2.CloseSessionRequest, data)
         runtime = self._runtime()
         closed = runtime.core.close_session(decode_session(request), runtime.now_ms())
-        runtime.dispatcher.forget(closed.session_id)
         runtime.dispatcher.pump()
         _log.info("session closed", session_id=closed.session_id, client_name=closed.client_name)
         return serialize(
