@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlxrt.core.step import Registration, TableUpdate
-from mlxrt.engine.sampling import SamplingRow, is_plain_greedy
+from mlxrt.engine.sampling import DrawLines, SamplingRow, is_plain_greedy
 
 _CODE_STRIDE = 1 << 24
 _INITIAL_LINES = 64
@@ -57,15 +57,19 @@ class SequenceMirrors:
         tables: by group, [L, B] int32.
         prompt_length: [L] int64.
         sampling: by line; None for a plain greedy sequence.
+        draws: by line, the rules of those that ask for no more than `DrawLines` holds.
+        vocabulary_size: of the model.
     """
 
-    def __init__(self, group_count: int) -> None:
+    def __init__(self, group_count: int, vocabulary_size: int) -> None:
+        self.vocabulary_size = vocabulary_size
         self.tokens: IntArray = np.zeros((_INITIAL_LINES, _INITIAL_COLUMNS), np.int32)
         self.tables: list[IntArray] = [
             np.zeros((_INITIAL_LINES, _INITIAL_BLOCKS), np.int32) for _ in range(group_count)
         ]
         self.prompt_length: IndexArray = np.zeros(_INITIAL_LINES, np.int64)
         self.sampling: list[SamplingRow | None] = [None] * _INITIAL_LINES
+        self.draws = DrawLines(_INITIAL_LINES, vocabulary_size)
         self._line_of: dict[int, int] = {}
         self._free = list(range(_INITIAL_LINES - 1, -1, -1))
 
@@ -85,6 +89,7 @@ class SequenceMirrors:
         line = self._line_of.pop(handle, None)
         if line is not None:
             self.sampling[line] = None
+            self.draws.clear(line)
             self._free.append(line)
 
     def register(self, registration: Registration) -> None:
@@ -101,6 +106,7 @@ class SequenceMirrors:
         for table in self.tables:
             table[line] = 0
         rules = registration.sampling
+        self.draws.set(line, rules, registration.seed)
         if not is_plain_greedy(rules):
             row = SamplingRow(rules, seed=registration.seed)
             if rules.penalised:
@@ -167,6 +173,7 @@ class SequenceMirrors:
         self.tables = [np.pad(table, ((0, count), (0, 0))) for table in self.tables]
         self.prompt_length = np.pad(self.prompt_length, (0, count))
         self.sampling += [None] * count
+        self.draws.grow(count)
         self._free += list(range(2 * count - 1, count - 1, -1))
 
 

@@ -69,14 +69,13 @@ class StepRunner:
         self.counters = EngineCounters()
         self._forward = forward
         self._block_size = block_size
-        self._vocabulary_size = vocabulary_size
         self._buckets = buckets
         self._hand_over: Callable[[Flight], None] | None = None
         # Guards flights, mirrors and counts. Let go of while a launch blocks.
         self._turn = threading.Lock()
         # Finished by another thread; dropped, with their arrays, by the one that begins plans.
         self._finished: list[Flight] = []
-        self._mirrors = SequenceMirrors(group_count=forward.group_count)
+        self._mirrors = SequenceMirrors(forward.group_count, vocabulary_size)
         self._parity = 0
         self._failed = FailedSequences()
         self._held: dict[int, _HeldForward] = {}
@@ -260,7 +259,7 @@ class StepRunner:
         """The rules of the selected rows; None without any."""
         if flight.batch is None:
             return None
-        return step_rules(flight.batch, self._mirrors, flight.plan.masks, self._vocabulary_size)
+        return step_rules(flight.batch, self._mirrors, flight.plan.masks)
 
     def _look_up_prompt(self, batch: Batch | None) -> None:
         if batch is not None and batch.prompt is not None:

@@ -15,7 +15,7 @@ from mlxrt.engine.sampling import SamplingBatch, SamplingRow
 
 
 def step_rules(
-    batch: Batch, mirrors: SequenceMirrors, masks: Mapping[int, bytes], vocabulary_size: int
+    batch: Batch, mirrors: SequenceMirrors, masks: Mapping[int, bytes]
 ) -> SamplingBatch | None:
     """The rules of the selected rows, each as of its own position; None where none is selected.
 
@@ -24,17 +24,28 @@ def step_rules(
     """
     if not len(batch.selected_sequences):
         return None
+    if not masks:
+        lines = batch.lines[batch.selected_sequences]
+        sampled = batch.selection.sampled
+        gathered = mirrors.draws.gather(lines, batch.selected_positions, sampled)
+        if gathered is not None:
+            return gathered
+    return SamplingBatch.build(_row_by_row(batch, mirrors, masks), mirrors.vocabulary_size)
+
+
+def _row_by_row(
+    batch: Batch, mirrors: SequenceMirrors, masks: Mapping[int, bytes]
+) -> list[SamplingRow | None]:
+    """The selected rows one by one; None for those that are plain greedy or don't sample."""
     selection = batch.selection
-    allowed = {handle: _rows_of(data, vocabulary_size) for handle, data in masks.items()}
+    allowed = {handle: _rows_of(data, mirrors.vocabulary_size) for handle, data in masks.items()}
     rows: list[SamplingRow | None] = [None] * len(selection.sequences)
-    special = False
     for index in selection.sampled:
         sequence, back = selection.sequences[index], selection.backs[index]
         row = mirrors.sampling[batch.lines[sequence]]
         mask = allowed.get(batch.handles[sequence]) if allowed else None
         if row is None and mask is None:
             continue
-        special = True
         if back or mask is not None:
             # Several rows of the sequence differ, and masks are of this step alone.
             row = SamplingRow(GREEDY) if row is None else replace(row)
@@ -42,9 +53,7 @@ def step_rules(
         if mask is not None:
             row.allowed = mask[len(mask) - 1 - back]
         rows[index] = _at_position(row, batch, mirrors, index)
-    if not special:
-        return SamplingBatch.greedy(len(rows))
-    return SamplingBatch.build(rows, vocabulary_size)
+    return rows
 
 
 def _rows_of(data: bytes, vocabulary_size: int) -> NDArray[np.uint32]:

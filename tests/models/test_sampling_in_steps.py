@@ -9,6 +9,7 @@ import pytest
 
 from mlxrt.core.sampling import Sampling
 from mlxrt.core.step import Entry, Registration, StepPlan, TableUpdate, TokenSource
+from mlxrt.engine.sampling import DrawLines, SamplingBatch
 
 RULES = [
     Sampling(temperature=0.9, top_p=0.9),
@@ -23,15 +24,15 @@ PROMPT = [4, 8, 15, 16, 23, 42]
 STEPS = 14
 
 
-def _plans() -> list[StepPlan]:
+def _plans(all_rules: list[Sampling]) -> list[StepPlan]:
     """Prefill of one sequence per rule, then decode steps."""
     first = StepPlan(1)
-    for handle, rules in enumerate(RULES, start=1):
+    for handle, rules in enumerate(all_rules, start=1):
         first.registrations.append(Registration(handle, PROMPT, rules, seed=1000 + handle))
         blocks = list(range(6 * handle, 6 * handle + 6))
         first.table_updates.append(TableUpdate(handle, 0, 0, blocks, 6))
         first.entries.append(Entry(handle, 0, 6, TokenSource.REGISTERED, sample=True))
-    handles = list(range(1, len(RULES) + 1))
+    handles = list(range(1, len(all_rules) + 1))
     return [first] + [
         StepPlan(2 + step, decode_handles=handles, decode_starts=[6 + step] * len(handles))
         for step in range(STEPS)
@@ -41,7 +42,7 @@ def _plans() -> list[StepPlan]:
 def _run(running, in_flight: int) -> list[list[int]]:
     """Tokens by sequence."""
     tokens: list[list[int]] = [[] for _ in RULES]
-    plans = _plans()
+    plans = _plans(RULES)
     submitted = 0
     for index in range(len(plans)):
         while submitted < min(len(plans), index + in_flight):
@@ -80,6 +81,30 @@ def test_pending_tokens_count_like_read_ones(path, checkpoint, start_engine, mak
     # The bias decides the first tokens; the penalty on each use then drives it away from both.
     assert set(tokens[4][:2]) <= {5, 6}
     assert len(set(tokens[4])) > 2
+
+
+@pytest.mark.parametrize("path", ["gather", "native"])
+def test_draws_alone_are_gathered_without_a_look_at_each_row(
+    path, checkpoint, start_engine, monkeypatch
+):
+    folder, rules = checkpoint("qwen3"), [RULES[0], RULES[6], RULES[1], RULES[6]]
+    ways = {"gathered": (SamplingBatch, "build"), "row by row": (DrawLines, "gather")}
+    answers = {"build": _refuse, "gather": lambda *_: None}
+    tokens = {}
+    for way, (owner, name) in ways.items():
+        running = start_engine(folder, attention=path)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, answers[name])
+            outcomes = [running.run(plan) for plan in _plans(rules)]
+        running.engine.close()
+        assert [outcome.failure for outcome in outcomes] == [None] * (STEPS + 1)
+        tokens[way] = [list(outcome.decode_tokens) for outcome in outcomes[1:]]
+    assert tokens["gathered"] == tokens["row by row"]
+    assert all(len({step[k] for step in tokens["gathered"]}) > 1 for k in (0, 2))
+
+
+def _refuse(*_) -> SamplingBatch:
+    raise AssertionError("the rules went row by row")
 
 
 def test_penalties_follow_the_formula(checkpoint, start_engine, make_oracle):

@@ -2,6 +2,7 @@
 
 from mlxrt.engine.sampling.batch import SamplingBatch, SamplingRow, is_plain_greedy
 from mlxrt.engine.sampling.choice import ChosenSampler, choose_sampler
+from mlxrt.engine.sampling.draw_lines import DrawLines
 from mlxrt.engine.sampling.sample import sample
 from mlxrt.engine.sampling.sampled import Sampled
 from mlxrt.engine.sampling.sampler import PlainSampler, Sampler
@@ -9,6 +10,7 @@ from mlxrt.engine.sampling.uniform import uniform
 
 __all__ = [
     "ChosenSampler",
+    "DrawLines",
     "PlainSampler",
     "Sampled",
     "Sampler",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,11 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxrt.core.sampling import Sampling
-from mlxrt.engine.sampling.rules import Biases, DrawRules, LogprobGroup, Masks, Penalties
+from mlxrt.engine.sampling.rules import (
+    RULE_COUNT,
+    UNIFORM,
+    Biases,
+    DrawRules,
+    LogprobGroup,
+    Masks,
+    Penalties,
+    draw_numbers,
+)
 from mlxrt.engine.sampling.uniform import uniform
-
-# Smallest normal float32: a smaller temperature is flushed to zero on some devices.
-_TEMPERATURE_MIN = float(np.finfo(np.float32).tiny)
 
 _WORD_BITS = 32
 _NO_TOKENS: npt.NDArray[np.int32] = np.zeros(0, np.int32)
@@ -57,11 +62,17 @@ def is_plain_greedy(sampling: Sampling) -> bool:
 
     None stands for such a row in `SamplingBatch.build`.
     """
+    return sampling.temperature == 0.0 and not _asks_more(sampling)
+
+
+def is_drawn_alone(sampling: Sampling) -> bool:
+    """Tells whether a row of these rules needs rules 3 to 7 and nothing else."""
+    return sampling.temperature > 0.0 and not _asks_more(sampling)
+
+
+def _asks_more(sampling: Sampling) -> bool:
     return (
-        sampling.temperature == 0.0
-        and not sampling.logit_bias
-        and not sampling.penalised
-        and sampling.top_logprobs is None
+        bool(sampling.logit_bias) or sampling.penalised or sampling.top_logprobs is not None
     )
 
 
@@ -200,28 +211,13 @@ def _penalties(penalised: _Indexed) -> Penalties | None:
 
 
 def _draws(drawn: _Indexed, vocabulary_size: int) -> DrawRules:
-    rules = [row.sampling for _, row in drawn]
-    # Beyond the vocabulary top-k is off; below it is exact in float32.
-    top_ks = [rule.top_k if rule.top_k < vocabulary_size else 0 for rule in rules]
-    return DrawRules(
-        rows=np.asarray([i for i, _ in drawn], np.int32),
-        temperature=_floats([max(rule.temperature, _TEMPERATURE_MIN) for rule in rules]),
-        top_k=np.asarray(top_ks, np.int32),
-        top_p=_floats([rule.top_p for rule in rules]),
-        log_min_p=_floats([_log(rule.min_p) for rule in rules]),
-        uniform=uniform(
-            np.asarray([row.seed for _, row in drawn], np.uint64),
-            np.asarray([row.position for _, row in drawn], np.int64),
-        ),
+    table = np.empty((len(drawn), RULE_COUNT), np.float32)
+    table[:, :UNIFORM] = [draw_numbers(row.sampling, vocabulary_size) for _, row in drawn]
+    table[:, UNIFORM] = uniform(
+        np.asarray([row.seed for _, row in drawn], np.uint64),
+        np.asarray([row.position for _, row in drawn], np.int64),
     )
-
-
-def _floats(values: Sequence[float]) -> npt.NDArray[np.float32]:
-    return np.asarray(values, np.float32)
-
-
-def _log(probability: float) -> float:
-    return math.log(probability) if probability > 0.0 else -math.inf
+    return DrawRules(np.asarray([i for i, _ in drawn], np.int32), table)
 
 
 def _logprob_groups(

@@ -53,14 +53,11 @@ class NativeSampler:
 
 def _table(draws: DrawRules, count: int) -> NDArray[np.float32]:
     """[count, 5] float32."""
+    if len(draws.rows) == count:
+        return draws.table
     table = np.empty((count, len(_OFF)), np.float32)
-    rows: slice | NDArray[np.int32] = slice(None)
-    if len(draws.rows) < count:
-        table[:] = _OFF
-        rows = draws.rows
-    columns = (draws.temperature, draws.top_k, draws.top_p, -draws.log_min_p, draws.uniform)
-    for column, values in enumerate(columns):
-        table[rows, column] = values
+    table[:] = _OFF
+    table[draws.rows] = draws.table
     return table
 
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
+
+from mlxrt.core.sampling import Sampling
+
+# Columns of `DrawRules.table`.
+_TEMPERATURE, _TOP_K, _TOP_P, _MIN_P_DEPTH, UNIFORM = range(5)
+RULE_COUNT = 5
+
+# Smallest normal float32: a smaller temperature is flushed to zero on some devices.
+_TEMPERATURE_MIN = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,19 +90,49 @@ class DrawRules:
 
     Attributes:
         rows: [R] int32, of the batch.
-        temperature: [R] float32, at least 2^-126.
-        top_k: [R] int32, below the vocabulary size; 0 is off.
-        top_p: [R] float32; 1 is off.
-        log_min_p: [R] float32; minus infinity is off.
-        uniform: [R] float32.
+        table: [R, 5] float32, as `kernels.sample` takes it: `draw_numbers`, then `uniform`.
     """
 
     rows: npt.NDArray[np.int32]
-    temperature: npt.NDArray[np.float32]
-    top_k: npt.NDArray[np.int32]
-    top_p: npt.NDArray[np.float32]
-    log_min_p: npt.NDArray[np.float32]
-    uniform: npt.NDArray[np.float32]
+    table: npt.NDArray[np.float32]
+
+    @property
+    def temperature(self) -> npt.NDArray[np.float32]:
+        """[R] float32, at least 2^-126."""
+        return self.table[:, _TEMPERATURE]
+
+    @property
+    def top_k(self) -> npt.NDArray[np.int32]:
+        """[R] int32, below the vocabulary size; 0 is off."""
+        return self.table[:, _TOP_K].astype(np.int32)
+
+    @property
+    def top_p(self) -> npt.NDArray[np.float32]:
+        """[R] float32; 1 is off."""
+        return self.table[:, _TOP_P]
+
+    @property
+    def log_min_p(self) -> npt.NDArray[np.float32]:
+        """[R] float32; minus infinity is off."""
+        return -self.table[:, _MIN_P_DEPTH]
+
+    @property
+    def uniform(self) -> npt.NDArray[np.float32]:
+        """[R] float32, the random number."""
+        return self.table[:, UNIFORM]
+
+
+def draw_numbers(sampling: Sampling, vocabulary_size: int) -> tuple[float, float, float, float]:
+    """Rules 3 to 6 of a row with a temperature, as they stand in `DrawRules.table`: temperature,
+    top-k, top-p and how far below the largest logit min-p goes.
+    """
+    return (
+        max(sampling.temperature, _TEMPERATURE_MIN),
+        # Beyond the vocabulary top-k is off; below it is exact in float32.
+        sampling.top_k if sampling.top_k < vocabulary_size else 0,
+        sampling.top_p,
+        -math.log(sampling.min_p) if sampling.min_p > 0.0 else math.inf,
+    )
 
 
 @dataclass(frozen=True, slots=True)

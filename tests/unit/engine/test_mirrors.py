@@ -15,7 +15,7 @@ BLOCK_SIZE = 4
 
 def mirrors_with(*sequences: tuple[int, list[int], list[int]]) -> SequenceMirrors:
     """Mirrors that know `(handle, prompt, blocks)`."""
-    mirrors = SequenceMirrors(group_count=1)
+    mirrors = SequenceMirrors(group_count=1, vocabulary_size=64)
     plan = StepPlan(1)
     for handle, prompt, blocks in sequences:
         plan.registrations.append(Registration(handle, prompt, GREEDY, 0))

@@ -8,7 +8,7 @@ from mlxrt.engine.mirrors import SequenceMirrors
 
 
 def test_tokens_that_were_generated_are_no_prompt() -> None:
-    mirrors = SequenceMirrors(group_count=1)
+    mirrors = SequenceMirrors(group_count=1, vocabulary_size=64)
     rules = Sampling(frequency_penalty=1.0)
     mirrors.register(Registration(1, [7, 7, 5, 9, 9], rules, seed=3, generated_count=2))
     (line,) = mirrors.lines_of([1])
