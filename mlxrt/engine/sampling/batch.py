@@ -71,9 +71,7 @@ def is_drawn_alone(sampling: Sampling) -> bool:
 
 
 def _asks_more(sampling: Sampling) -> bool:
-    return (
-        bool(sampling.logit_bias) or sampling.penalised or sampling.top_logprobs is not None
-    )
+    return bool(sampling.logit_bias) or sampling.penalised or sampling.top_logprobs is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,16 +100,12 @@ class World:
         drafts = [3] * int(sample and self.rng.integers(4))
         count = known.length - start
         source = TokenSource.REGISTERED
-        plan.entries.append(
-            Entry(handle, start, count, source, (), sample, return_logits, drafts)
-        )  # fmt: skip
+        plan.entries.append(Entry(handle, start, count, source, (), sample, return_logits, drafts))
         if sample or return_logits:
             positions = [known.length + behind for behind in range(len(drafts) + 1)]
             self._expect(expected, handle, positions, sample)
 
-    def _expect(
-        self, expected: Expected, handle: int, positions: list[int], sample: bool
-    ) -> None:
+    def _expect(self, expected: Expected, handle: int, positions: list[int], sample: bool) -> None:
         known = self.known[handle]
         asks = sample and not is_plain_greedy(known.rules)
         for position in positions:
