@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from mlxrt.testing import waiting
 
@@ -16,8 +16,10 @@ from mlxrt.testing import waiting
 os.environ["PYTHONSAFEPATH"] = "1"
 # No test looks for a model on a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# How long one example takes says how busy the machine is.
-settings.register_profile("mlxrt", deadline=None)
+# How long examples take says how busy the machine is; and every run of the tests is the same one.
+settings.register_profile(
+    "mlxrt", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("mlxrt")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -163,17 +162,20 @@ def test_a_lost_stream_leaves_the_step_waiting(server: Any) -> None:
     assert server.engine.plans_run == 3  # the prefill, the forward, the sampling
 
 
-def test_a_waiting_step_ends_with_the_lease(launch: Callable[..., Any]) -> None:
-    server = launch(limits={"min_lease_ttl_ms": 100, "default_lease_ttl_ms": 30_000})
-    session = server.open(ttl_ms=1_500)
+def test_a_waiting_step_ends_with_the_lease(server: Any) -> None:
+    session = server.open()
     session.start(1, PROMPT)
     stream = server.stream()
     stream.send(session.request(decode_sequence_ids=[1], defer_sampling=True))
     stream.send(session.request(decode_sequence_ids=[1]))
     session.wait_for_inflight(2)
-    for _ in range(4):
-        time.sleep(0.5)
-        server.call("RenewSession", session_pb2.RenewSessionRequest(session=session.ref))
+    held = server.core._state.sessions[session.ref.session_id]
+    sooner_ms = server.on_loop(lambda: held.expiry_ms) - 10_000
+    server.on_loop(lambda: setattr(held, "expiry_ms", sooner_ms))
+    server.call("RenewSession", session_pb2.RenewSessionRequest(session=session.ref))
+    assert server.on_loop(lambda: held.expiry_ms) > sooner_ms + 5_000
+    assert list(session.state().inflight_step_numbers) == [2, 3]
+    session.end_lease()
     answers = [stream.receive().step, stream.receive().step]
     unknown = error_pb2.ERROR_REASON_SESSION_UNKNOWN
     assert [answer.error.reason for answer in answers] == [unknown, unknown]

@@ -26,6 +26,12 @@ ROOT = Path(__file__).parents[2]
 Launch = Callable[..., Any]
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late the event loop, every page has the core's gauges."""
+    monkeypatch.setattr("mlxrt.server.scrape.CENSUS_WAIT_S", 60)
+
+
 class Page:
     """A server's metrics as Prometheus reads them.
 

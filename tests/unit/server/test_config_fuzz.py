@@ -1,6 +1,6 @@
 """Any configuration is either Settings within their ranges, or a ConfigError that names what is
-wrong; never anything else. `MLXRT_FUZZ_CONFIGS` searches longer (150 a test unless set); what it
-found stands below as cases of its own."""
+wrong; never anything else. `MLXRT_FUZZ_CONFIGS` searches longer and anew each time (unless set it
+is the same 150 a test); what it found stands below as cases of its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ from mlxrt.env_variables import ENV_PREFIX
 from mlxrt.exit_code import ExitCode
 
 EXAMPLES = int(os.environ.get("MLXRT_FUZZ_CONFIGS", "150"))
-FAST = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+FAST = settings(
+    max_examples=EXAMPLES, deadline=None, derandomize="MLXRT_FUZZ_CONFIGS" not in os.environ,
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
 
 
 def leaves() -> Iterator[tuple[str, ...]]:
