@@ -19,23 +19,27 @@ def main() -> int:
     parser.add_argument("--address", required=True)
     parser.add_argument("--block-size", type=int, default=16)
     parser.add_argument("--num-blocks", type=int, default=64)
-    parser.add_argument("--step-ms", type=float, default=0.0)
     parser.add_argument(
         "--nan-prompt-token", type=int, action="append", default=[],
         help="sequences with this token in their prompt give NaN logits",
     )  # fmt: skip
     parser.add_argument(
-        "--fail-plan", type=int, action="append", default=[],
+        "--fail-forward", type=int, action="append", default=[],
         help="the forward of this step of the server's fails, counted from 1",
+    )  # fmt: skip
+    parser.add_argument(
+        "--fail-sampling", type=int, action="append", default=[],
+        help="the sampling of this step fails, which defers it",
     )  # fmt: skip
     options = parser.parse_args()
     engine = FakeEngine(
         block_size=options.block_size,
         num_blocks=options.num_blocks,
         threaded=True,
-        step_s=options.step_ms / 1000,
         faults=FakeFaults(
-            fail_tickets=set(options.fail_plan), nan_prompt_tokens=set(options.nan_prompt_token)
+            fail_tickets=set(options.fail_forward),
+            fail_samplings=set(options.fail_sampling),
+            nan_prompt_tokens=set(options.nan_prompt_token),
         ),
     )
     settings = load_settings(None, fake=True, address=options.address)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlxrt.core.model import Group, GroupKind, ModelFacts
-from mlxrt.core.step import StepPlan, Timings
+from mlxrt.core.step import Phase, StepPlan, Timings
 from mlxrt.engine.base import EngineDescription, EngineListener
 from mlxrt.errors import MlxrtError, Reason
 from mlxrt.testing.fake_model import FakeModel
@@ -32,6 +32,7 @@ class FakeFaults:
 
     Attributes:
         fail_tickets: plans whose forward fails; nothing of them is written.
+        fail_samplings: plans that defer their sampling, and whose sampling fails.
         lose_ticket: plan at which the device is lost: it and all later ones stay unanswered.
         nan_prompt_tokens: sequences whose prompt has one of these tokens give NaN logits in every
             row that is read.
@@ -40,6 +41,7 @@ class FakeFaults:
     """
 
     fail_tickets: set[int] = field(default_factory=set)
+    fail_samplings: set[int] = field(default_factory=set)
     lose_ticket: int | None = None
     nan_prompt_tokens: set[int] = field(default_factory=set)
     load_error: MlxrtError | None = None
@@ -203,6 +205,8 @@ class FakeEngine:
             self._listener.on_lost(MlxrtError(Reason.DEVICE_LOST, "the fake device is lost"))
             return
         failing = plan.ticket in self.faults.fail_tickets
+        if plan.phase is Phase.SAMPLING:
+            failing |= plan.ticket in self.faults.fail_samplings
         outcome = self._runner.run(plan, failing)
         self.plans_run += not plan.cancelled
         self._running_s = None

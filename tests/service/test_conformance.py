@@ -91,8 +91,8 @@ def test_there_are_enough_cases_and_each_says_what_it_shows() -> None:
 
 @pytest.fixture(scope="module")
 def on_fake_servers(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Result]]]:
-    """The runs of those runners that are asked for, side by side: they wait for leases and for
-    steps that take a second most of the time."""
+    """The runs of those runners that are asked for, side by side: they wait for leases most of the
+    time."""
     names = {item.name for item in request.session.items if item.path == request.path}
     with ThreadPoolExecutor(2) as pool:
         runs = {}
