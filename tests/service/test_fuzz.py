@@ -63,7 +63,8 @@ class Target:
         self.clock_ms = 0
         self.runtime: Runtime
         self.engine.start(self)
-        sessions = SessionService(lambda: self.runtime, self.lifecycle, "i")
+        bits = random.Random(1).getrandbits  # ids and seeds are the same in every run
+        sessions = SessionService(lambda: self.runtime, self.lifecycle, "i", bits)
         execution = ExecutionService(lambda: self.runtime, StreamRegistry())
         pipeline = self.runtime.pipeline
         self.rpcs: dict[str, tuple[type[Message], Callable[[bytes], Any]]] = {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,11 +15,12 @@ from typing import Any
 
 import jsonschema
 import openai
+import psutil
 import pytest
 from serving import BUNDLED, TESTS, dense_runs
 from test_grammar import COMPACT, SCHEMA
 
-START_TIMEOUT_S = 240.0
+START_TIMEOUT_S = 500.0
 MODEL = "bundled"
 PROMPT = "def fib(n):\n"
 
@@ -27,15 +28,12 @@ PROMPT = "def fib(n):\n"
 @pytest.fixture(scope="module")
 def base_url(bundled_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`vllm serve` in processes of its own, with async scheduling, as it is by default."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     log = tmp_path_factory.mktemp("vllm") / "log"
     vllm = str(Path(sys.executable).with_name("vllm"))
     command = [
         *(vllm, "serve", str(BUNDLED), "--served-model-name", MODEL),
         *("--distributed-executor-backend", "mlxrt_vllm.MlxrtExecutor"),
-        *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", "1024"),
+        *("--host", "127.0.0.1", "--port", "0", "--max-model-len", "1024"),
         *("--max-num-seqs", "32", "--chat-template", str(TESTS / "chat.jinja")),
         *("--structured-outputs-config", json.dumps(COMPACT)),
     ]
@@ -44,24 +42,25 @@ def base_url(bundled_server: Any, tmp_path_factory: pytest.TempPathFactory) -> I
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
     try:
-        _wait(f"http://127.0.0.1:{port}/health", process, log)
-        yield f"http://127.0.0.1:{port}"
+        yield _serving_url(process, log)
         assert "Traceback" not in log.read_text()
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=START_TIMEOUT_S)
 
 
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _serving_url(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Waits until it serves; answers where, by the port that the system has given it."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except OSError as error:
-            if process.poll() is not None or time.monotonic() > deadline_s:
-                raise RuntimeError(log.read_text()) from error
+    while process.poll() is None and time.monotonic() < deadline_s:
+        with contextlib.suppress(psutil.Error, OSError):
+            for connection in psutil.Process(process.pid).net_connections("tcp4"):
+                if connection.status == psutil.CONN_LISTEN:
+                    url = f"http://127.0.0.1:{connection.laddr.port}"
+                    urllib.request.urlopen(f"{url}/health", timeout=60).close()
+                    return url
         time.sleep(0.5)
+    raise RuntimeError(log.read_text())
 
 
 @pytest.fixture
