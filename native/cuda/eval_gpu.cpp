@@ -1,5 +1,6 @@
 // eval_gpu of every op on CUDA: what launch.h plans becomes nodes of MLX's CUDA graph.
 
+#include <numeric>
 #include <stdexcept>
 
 #include "cuda/kernel_table.h"
@@ -323,15 +324,17 @@ void Sample::eval_gpu(const std::vector<mx::array>& inputs, std::vector<mx::arra
   if (launches.empty()) {
     return;
   }
-  const size_t parts = gpu::sample_parts(shape);
-  const size_t bins_bytes = 8 * SAMPLE_PART_BINS * parts;
-  auto& scratch = cuda::scratch_of(stream()).sampling.reserve(encoder, 16 * parts + 2 * bins_bytes);
-  char* extents = static_cast<char*>(address(scratch));
+  const auto scratch_bytes = gpu::sample_scratch_bytes(shape);
+  auto& scratch = cuda::scratch_of(stream()).sampling.reserve(
+      encoder, std::accumulate(scratch_bytes.begin(), scratch_bytes.end(), size_t{0}));
   // As SampleArray names them.
-  void* addresses[] = {
-      address(inputs[0]), address(inputs[1]), address(outputs[0]), address(outputs[1]),
-      address(outputs[2]), extents, extents + 16 * parts, extents + 16 * parts + bins_bytes,
-      nullptr};
+  std::vector<void*> addresses = {address(inputs[0]), address(inputs[1]), address(outputs[0]),
+                                  address(outputs[1]), address(outputs[2])};
+  char* next = static_cast<char*>(address(scratch));
+  for (const int64_t bytes : scratch_bytes) {
+    addresses.push_back(next);
+    next += bytes;
+  }
   for (auto launch : launches) {
     for (const auto& input : inputs) {
       encoder.set_input_array(input);

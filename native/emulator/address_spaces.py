@@ -17,6 +17,7 @@ from emulator.tokens import Refused, Token, closing, tokens_of
 
 HERE = Path(__file__).resolve().parent
 SPACES = ("device", "threadgroup", "constant", "thread")
+STATEMENTS = ("else", "return")
 FLAGS = (
     "-x", "c++", "-std=c++20", "-fsyntax-only", "-w", "-Wno-c++11-narrowing", "-nostdinc",
     "-target", "x86_64-linux-gnu",
@@ -69,8 +70,8 @@ def _check_declared(tokens: list[Token]) -> None:
         end = closing(tokens, index)
         if end + 1 == len(tokens) or tokens[end + 1].text not in ("{", ";"):
             continue
-        if index < 2 or tokens[index - 2].kind != "name":
-            continue  # a call
+        if index < 2 or tokens[index - 2].kind != "name" or tokens[index - 2].text in STATEMENTS:
+            continue  # a call, or "else if"
         _check_parameters(tokens[index + 1 : end])
 
 

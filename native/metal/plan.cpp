@@ -210,20 +210,18 @@ Plan plan_swiglu(const gpu::RowShape& shape) {
 
 Plan plan_sample(const gpu::SampleShape& shape) {
   Plan plan;
-  const int64_t extent_bytes = 16 * gpu::sample_parts(shape);
-  const int64_t bins_bytes = 8 * SAMPLE_PART_BINS * gpu::sample_parts(shape);
-  for (const auto& launch : gpu::plan_sample(shape)) {
-    if (plan.scratch_bytes.empty()) {
-      plan.scratch_bytes = {extent_bytes, bins_bytes, bins_bytes};
-    }
+  const auto launches = gpu::plan_sample(shape);
+  if (!launches.empty()) {
+    const auto bytes = gpu::sample_scratch_bytes(shape);
+    plan.scratch_bytes.assign(bytes.begin(), bytes.end());
+  }
+  for (const auto& launch : launches) {
     Dispatch one{launch.key.name(), launch.file(), launch.text + std::string(".h"),
                  launch.key.constants()};
     for (const auto array : launch.arrays) {
       const bool is_read = one.buffers.size() < static_cast<size_t>(launch.num_read);
       const Use use = is_read ? Use::read : Use::write;
-      one.buffers.push_back(array == gpu::SampleArray::none
-                                ? Binding{0, Use::absent}
-                                : Binding{static_cast<int>(array), use});
+      one.buffers.push_back({static_cast<int>(array), use});
     }
     one.params = bytes_of(launch.params);
     one.grid = launch.grid;

@@ -95,15 +95,18 @@ def test_the_fused_write_goes_to_the_new_handles_and_takes_the_weights_there_are
 
 def test_sampling_passes_its_scratch_from_launch_to_launch() -> None:
     (logits, rules, *outputs), lines = told("sample")
-    extents, bins, finer = (line.split()[1] for line in lines if line.startswith("temporary"))
+    temporaries = [line.split()[1] for line in lines if line.startswith("temporary")]
+    extents, bins, *candidates = temporaries
+    shared = [f"input {logits} 0", f"input {rules} 1", f"input {extents} 2"]
+    assert len(candidates) == 3
+    written = [f"output {array} {i}" for i, array in enumerate(candidates, 4)]
+    read = [line.replace("output", "input") for line in written]
     assert [line for line in lines if line.startswith(("input", "output", "dispatch"))] == [
         f"input {logits} 0", f"output {extents} 1", "dispatch 1 3 1 by 128 1 1",
-        f"input {logits} 0", f"input {rules} 1", f"input {extents} 2", f"output {bins} 4",
-        "dispatch 1 2 1 by 128 1 1",
-        f"input {logits} 0", f"input {rules} 1", f"input {extents} 2", f"input {bins} 3",
-        f"output {finer} 4", "dispatch 1 2 1 by 128 1 1",
-        f"input {logits} 0", f"input {rules} 1", f"input {extents} 2", f"input {bins} 3",
-        f"input {finer} 4", *(f"output {array} {i}" for i, array in enumerate(outputs, 5)),
+        *shared, f"output {bins} 3", "dispatch 1 2 1 by 128 1 1",
+        *shared, f"input {bins} 3", *written, "dispatch 1 2 1 by 128 1 1",
+        *shared, f"input {bins} 3", *read,
+        *(f"output {array} {i}" for i, array in enumerate(outputs, 7)),
         "dispatch 3 1 1 by 512 1 1",
     ]  # fmt: skip
     for library in ("mlxrt_sample_parts_element0", "mlxrt_sample_element0"):

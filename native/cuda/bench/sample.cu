@@ -165,10 +165,9 @@ class Cell {
     const mlxrt::gpu::SampleShape shape = {.element = element, .num_rows = rows,
                                            .vocabulary = vocabulary, .rule_rows = rows};
     launches_ = mlxrt::gpu::plan_sample(shape);
-    const size_t parts = mlxrt::gpu::sample_parts(shape);
-    extents_ = device_array<uint64_t>(2 * parts);
-    bins_ = device_array<uint64_t>(SAMPLE_PART_BINS * parts);
-    finer_bins_ = device_array<uint64_t>(SAMPLE_PART_BINS * parts);
+    for (const int64_t bytes : mlxrt::gpu::sample_scratch_bytes(shape)) {
+      scratch_.push_back(device_array<char>(bytes));
+    }
     tokens_ = device_array<int>(rows);
     finite_ = device_array<unsigned char>(rows);
     least_ = device_array<float>(rows);
@@ -179,8 +178,11 @@ class Cell {
   }
 
   ~Cell() {
-    for (void* data : std::initializer_list<void*>{logits_, table_, extents_, bins_, finer_bins_,
-                                                   tokens_, finite_, least_, largest_}) {
+    for (void* data : std::initializer_list<void*>{logits_, table_, tokens_, finite_, least_,
+                                                   largest_}) {
+      CHECK(cudaFree(data));
+    }
+    for (void* data : scratch_) {
       CHECK(cudaFree(data));
     }
   }
@@ -227,8 +229,8 @@ class Cell {
   void add_launch(size_t index, int set, cudaStream_t stream) {
     SampleLaunch launch = launches_[index];
     // As SampleArray names them.
-    void* addresses[] = {set_of(set), table_,   tokens_, finite_, least_,
-                         extents_,    bins_,    finer_bins_,      nullptr};
+    std::vector<void*> addresses = {set_of(set), table_, tokens_, finite_, least_};
+    addresses.insert(addresses.end(), scratch_.begin(), scratch_.end());
     std::vector<void*> arguments;
     for (const SampleArray array : launch.arrays) {
       arguments.push_back(&addresses[static_cast<size_t>(array)]);
@@ -260,7 +262,7 @@ class Cell {
   std::vector<cudaKernel_t> kernels_;
   Element* logits_;
   float *table_, *least_;
-  uint64_t *extents_, *bins_, *finer_bins_;
+  std::vector<void*> scratch_;
   int* tokens_;
   unsigned char* finite_;
   unsigned* largest_;
@@ -275,7 +277,7 @@ int main(int count, char** words) {
     return 2;
   }
   std::printf("rows,vocabulary,deviation,rules,us,least_us,warm_us,read_us,extent_us,bins_us,"
-              "finer_us,row_us,wrong\n");
+              "candidates_us,row_us,wrong\n");
   bool agrees = true;
   for (const int vocabulary : {151'936, 32'000}) {
     for (const float deviation : {1.0f, 4.0f}) {

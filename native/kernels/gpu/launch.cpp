@@ -254,8 +254,10 @@ int parts_of(const SampleShape& shape) {
 
 } // namespace
 
-int64_t sample_parts(const SampleShape& shape) {
-  return static_cast<int64_t>(shape.num_rows) * parts_of(shape);
+std::array<int64_t, 5> sample_scratch_bytes(const SampleShape& shape) {
+  const int64_t parts = static_cast<int64_t>(shape.num_rows) * parts_of(shape);
+  const int64_t bins = 8 * SAMPLE_PART_BINS * parts;
+  return {16 * parts, bins, bins, 16 * SAMPLE_CANDIDATE_CHUNKS * parts, (4 * parts + 15) / 16 * 16};
 }
 
 std::vector<SampleLaunch> plan_sample(const SampleShape& shape) {
@@ -271,23 +273,21 @@ std::vector<SampleLaunch> plan_sample(const SampleShape& shape) {
   const SampleParams params = {.vocabulary = shape.vocabulary,
                                .rule_rows = shape.rule_rows,
                                .by_vectors = shape.is_aligned && is_whole,
-                               .parts = parts,
-                               .round = 0};
-  SampleParams again = params;
-  again.round = 1;
+                               .parts = parts};
   const Grid rows = {shape.num_rows, 1, 1};
   const Grid parts_of_rows = {parts, shape.num_rows, 1};
   const Grid parts_of_rules = {parts, std::min(shape.num_rows, shape.rule_rows), 1};
   return {
       {{"sample_extent", shape.element}, parts_text, {logits, extents}, 1, params, parts_of_rows,
        part_threads, 64},
-      {{"sample_bins", shape.element}, parts_text, {logits, rules, extents, none, bins}, 4,
-       params, parts_of_rules, part_threads, bins_bytes},
-      {{"sample_bins", shape.element}, parts_text, {logits, rules, extents, bins, finer_bins}, 4,
-       again, parts_of_rules, part_threads, bins_bytes},
+      {{"sample_bins", shape.element}, parts_text, {logits, rules, extents, bins}, 3, params,
+       parts_of_rules, part_threads, bins_bytes},
+      {{"sample_candidates", shape.element}, parts_text,
+       {logits, rules, extents, bins, finer_bins, candidates, candidate_counts}, 4, params,
+       parts_of_rules, part_threads, bins_bytes},
       {{"sample", shape.element}, "sample",
-       {logits, rules, extents, bins, finer_bins, tokens, finite, least}, 5, params, rows,
-       row_threads, bins_bytes},
+       {logits, rules, extents, bins, finer_bins, candidates, candidate_counts, tokens, finite,
+        least}, 7, params, rows, row_threads, bins_bytes},
   };
 }
 

@@ -1,6 +1,7 @@
 // Which kernels an op launches, and how: plain C++ for every host and for the emulator.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -113,9 +114,10 @@ struct SampleShape {
   bool is_aligned = true;  // the logits begin at a multiple of 16 bytes
 };
 
-// The arrays of sample's kernels: inputs, outputs, then the scratch, 8-byte numbers: two for each part
-// of a row, then for each round SAMPLE_PART_BINS for each part. A kernel has no use for `none`.
-enum class SampleArray { logits, rules, tokens, finite, least, extents, bins, finer_bins, none };
+// The arrays of sample's kernels: inputs, outputs, then the scratch.
+enum class SampleArray {
+  logits, rules, tokens, finite, least, extents, bins, finer_bins, candidates, candidate_counts
+};
 
 // One kernel of sample, over its arrays in their order; only the first `num_read` are not written.
 struct SampleLaunch {
@@ -137,7 +139,7 @@ struct SampleLaunch {
 // The launches of a call, each after the one before. Empty if there are no rows.
 std::vector<SampleLaunch> plan_sample(const SampleShape& shape);
 
-// Parts of all rows.
-int64_t sample_parts(const SampleShape& shape);
+// Bytes of the scratch arrays, `extents` and those after it, in multiples of 16.
+std::array<int64_t, 5> sample_scratch_bytes(const SampleShape& shape);
 
 } // namespace mlxrt::gpu

@@ -57,12 +57,12 @@ struct SampleParams {
   int rule_rows;      // the others are greedy
   int by_vectors;     // every row begins at a multiple of 16 bytes
   int parts;          // of a row
-  int round;          // of the parts' bins
 };
 
 #define SAMPLE_PART_CHUNKS 512  // 16-byte vectors of logits in a part
 #define SAMPLE_PART_BINS 32     // one for each lane
 #define SAMPLE_ROUNDS 2         // in which parts cut the range of keys
+#define SAMPLE_CANDIDATE_CHUNKS 128  // vectors of logits that a part has room for: one for each thread
 #define SAMPLE_RULES 5          // numbers in a row of rules
 
 // Bounds of part_size.

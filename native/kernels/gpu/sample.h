@@ -1,6 +1,7 @@
 // The last launch of the sampling op: one token per row of logits, without a sort. One threadgroup per
 // row ends the search for the thresholds, which sample_parts.h began, by cutting a range of keys in
-// eight, each thread with bins of its own; then draws, by narrowing a range of tokens.
+// eight, each thread with bins of its own; then draws, by narrowing a range of tokens. The search
+// looks at the candidates alone, unless some part has more than there is room for.
 #define SIMDGROUPS 16
 #define BINS 8
 #include "sampling.h"
@@ -87,12 +88,29 @@ INLINE uint last_key_of(Place place, Row row, Search search, THREADGROUP ulong* 
   return last_key_within(row, depth_of(row, search.low));
 }
 
-// Rules 4 to 6. Which of the parts' bins are all kept is written to `found`.
-INLINE Kept find_kept(Place place, Row row, DEVICE const float* rules, THREAD Found* found,
-                      THREADGROUP ulong* memory) {
+// The row as those see it who look at candidates alone; the row itself if they do not fit.
+INLINE Row candidates_of(Place place, Row row, DEVICE const uint4* candidates,
+                         DEVICE const int* counts, int parts) {
+  uint most = 0u;
+  for (int p = place.lane; p < parts; p += LANES) {
+    const uint count = uint(counts[p]);
+    most = count > most ? count : most;
+  }
+  if (int(largest_of_lanes(most)) <= SAMPLE_CANDIDATE_CHUNKS * VECTOR_ELEMENTS) {
+    row.logits = (DEVICE const LOGIT*)candidates;
+    row.chunks = parts * SAMPLE_CANDIDATE_CHUNKS;
+    row.part_chunks = SAMPLE_CANDIDATE_CHUNKS;
+    row.by_vectors = true;
+  }
+  return row;
+}
+
+// Rules 4 to 6, of which `search` is the first. Which of the parts' bins are all kept is written to
+// `found`.
+INLINE Kept find_kept(Place place, Row row, DEVICE const float* rules, Search search,
+                      THREAD Found* found, THREADGROUP ulong* memory) {
   Kept kept;
   kept.limit = limit_of_min_p(row, rules);
-  Search search = first_search(row, rules, kept.limit, SAMPLE_PART_BINS);
   UNROLL for (int r = 0; r < SAMPLE_ROUNDS; ++r) {
     found->before[r] = r == 0 ? SAMPLE_PART_BINS : 0;
   }
@@ -133,9 +151,8 @@ INLINE uint sum_kept(Place place, Row row, Kept kept, Found found, THREADGROUP u
         sum += found.bins[r][p * SAMPLE_PART_BINS + place.lane];
       }
     }
-    const int begin = p * SAMPLE_PART_CHUNKS + place.lane;
-    const int end = (p + 1) * SAMPLE_PART_CHUNKS < row.chunks ? (p + 1) * SAMPLE_PART_CHUNKS
-                                                              : row.chunks;
+    const int begin = p * row.part_chunks + place.lane;
+    const int end = (p + 1) * row.part_chunks < row.chunks ? (p + 1) * row.part_chunks : row.chunks;
     const bool has_all = kept.limit >= INFINITE_KEY && kept.unsummed > INFINITE_KEY;
     uint4 next[AHEAD];
     UNROLL for (int a = 0; a < AHEAD; ++a) {
@@ -239,10 +256,12 @@ KERNEL(NAMED(sample))(
     DEVICE const ulong* extents BUFFER(2),
     DEVICE const ulong* bins BUFFER(3),
     DEVICE const ulong* finer_bins BUFFER(4),
-    DEVICE int* tokens BUFFER(5),
-    DEVICE uchar* finite BUFFER(6),
-    DEVICE float* least BUFFER(7),
-    PARAMETERS(SampleParams, 8)) {
+    DEVICE const uint4* candidates BUFFER(5),
+    DEVICE const int* candidate_counts BUFFER(6),
+    DEVICE int* tokens BUFFER(7),
+    DEVICE uchar* finite BUFFER(8),
+    DEVICE float* least BUFFER(9),
+    PARAMETERS(SampleParams, 10)) {
   THREADGROUP ulong* memory = (THREADGROUP ulong*)THREADGROUP_MEMORY;
   const Place place = {THREAD_INDEX, LANE, SIMDGROUP};
   const long first_part = long(GROUP_X) * params.parts;
@@ -260,8 +279,14 @@ KERNEL(NAMED(sample))(
     found.bins[0] = bins + first_part * SAMPLE_PART_BINS;
     found.bins[1] = finer_bins + first_part * SAMPLE_PART_BINS;
     found.parts = params.parts;
-    const Kept kept = find_kept(place, row, own, &found, memory);
-    least_kept = sum_kept(place, row, kept, found, memory);
+    const Search search = first_search(row, own, limit_of_min_p(row, own), SAMPLE_PART_BINS);
+    const Row open =
+        keeps_all(search)
+            ? row
+            : candidates_of(place, row, candidates + first_part * SAMPLE_CANDIDATE_CHUNKS,
+                            candidate_counts + first_part, params.parts);
+    const Kept kept = find_kept(place, open, own, search, &found, memory);
+    least_kept = sum_kept(place, open, kept, found, memory);
     least_kept = least_kept < NO_KEY ? least_kept : extent.smallest;
     token = draw(place, row, kept, fraction_of(own[4]), params.parts, memory);
   }

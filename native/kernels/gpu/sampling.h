@@ -34,6 +34,7 @@ struct Row {
   DEVICE const LOGIT* logits;
   int count;
   int chunks;
+  int part_chunks;
   bool by_vectors;
   uint padding;  // logit past the end
   float largest;
@@ -75,6 +76,7 @@ INLINE Row row_of(DEVICE const LOGIT* logits, long row, CONSTANT const SamplePar
   found.logits = logits + row * params.vocabulary;
   found.count = params.vocabulary;
   found.chunks = (params.vocabulary + VECTOR_ELEMENTS - 1) / VECTOR_ELEMENTS;
+  found.part_chunks = SAMPLE_PART_CHUNKS;
   found.by_vectors = params.by_vectors != 0;
   found.padding = INFINITE_LOGIT;  // a key that is none
   found.largest = 0.0f;
@@ -238,6 +240,11 @@ INLINE Search first_search(Row row, DEVICE const float* rules, uint limit, int b
   search.is_sought = true;
   search.target = ulong(uint(rules[1]));
   return search;
+}
+
+// Whether there is nothing to leave out.
+INLINE bool keeps_all(Search search) {
+  return !search.is_sought && search.high >= INFINITE_KEY;
 }
 
 // Goes on in the bin where the target is reached; returns which.
