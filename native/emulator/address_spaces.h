@@ -85,6 +85,7 @@ float tanh(float);
 bool isnan(float);
 bool isinf(float);
 uint popcount(uint);
+uint clz(uint);
 template <class T>
 T clamp(T, T, T);
 template <class T>

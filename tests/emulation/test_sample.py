@@ -173,7 +173,8 @@ PLANTED = {
     "a part left out of the extent": ("p = place.lane; p < parts;",
                                       "p = place.lane; p + 1 < parts;"),
     "a bin that is not all kept": ("place.lane < found.before[r]", "place.lane <= found.before[r]"),
-    "tokens counted twice": ("key >= kept.unsummed && key", "key"),
+    "tokens counted twice": ("if (key >= kept.unsummed) {", "{"),
+    "tokens not counted": ("while (bits != 0u)", "if (bits != 0u)"),
     "one logit too many": (
         "index < row.count ? uint(row.logits[index]) : row.padding", "uint(row.logits[index])"),
     "padding that counts": ("found.padding = INFINITE_LOGIT;", "found.padding = 0u;"),
@@ -192,7 +193,7 @@ PLANTED = {
 def test_planted_bugs_are_found(name: str) -> None:
     old, new = PLANTED[name]
     rng = np.random.default_rng(7)
-    logits = np.round(rng.standard_normal((8, 2303)) * 4) / 4
+    logits = np.round(rng.standard_normal((9, 2303)) * 4) / 4
     logits[1] = np.where(np.arange(2303) < 512, 0.0, -np.inf)  # a quarter ends with a piece
     logits[0, [5, 2301, 2302]] = 7.0
     logits[4, 2302] = 7.0
@@ -201,7 +202,7 @@ def test_planted_bugs_are_found(name: str) -> None:
     logits[7] = np.round(logits[7])  # in one bin more than a part's candidates
     rules = [[0, 0, 1, 0, 0], [*OFF, 0.25], [1, 30, 1, np.inf, 0.4], [1, 0, 0.8, np.inf, 0.7],
              [0, 0, 1, 0, 0], [1, 0, 0.5, np.inf, 0.9], [*OFF, 1 - 2.0**-24],
-             [1, 0, 0.8, np.inf, 0.9]]  # fmt: skip
+             [1, 0, 0.8, np.inf, 0.9], [1, 0, 1, 2.5, 0.9]]  # fmt: skip
     call = call_of(logits, rules, mx.float32)
     what = sample_plan(call)
     texts = {library: text.replace(old, new) for library, text in what.texts.items()}

@@ -65,6 +65,11 @@ INLINE uint float_to_bits(float value) {
   return __float_as_uint(value);
 }
 
+// Of a number that is not 0.
+INLINE int highest_bit(uint bits) {
+  return 31 - __clz(static_cast<int>(bits));
+}
+
 INLINE float2 halves_to_floats(uint bits) {
   const __half2 pair = *reinterpret_cast<const __half2*>(&bits);
   return __half22float2(pair);
@@ -203,6 +208,10 @@ INLINE float bits_to_float(uint bits) {
 
 INLINE uint float_to_bits(float value) {
   return as_type<uint>(value);
+}
+
+INLINE int highest_bit(uint bits) {
+  return 31 - int(clz(bits));
 }
 
 INLINE float2 halves_to_floats(uint bits) {

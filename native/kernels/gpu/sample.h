@@ -7,7 +7,8 @@
 #include "sampling.h"
 
 // Chunks that a thread has under way: alone on its multiprocessor, a threadgroup waits for memory.
-#define AHEAD 2
+// Their logits have a bit each in a word.
+#define AHEAD 4
 
 // What the launches before found in the parts of a row.
 struct Found {
@@ -30,30 +31,49 @@ INLINE uint largest_of_lanes(uint value) {
   return value;
 }
 
+// A bit for each logit of a thread's chunks `first`, `first + stride`, ... whose key is from `low` to
+// `high`; the chunks after them are fetched to `next`. Few keys are: where each lane had its own branch
+// for each logit, all lanes would go through nearly all.
+INLINE uint within(Row row, uint low, uint high, int first, int stride, int end,
+                   THREAD uint4* next) {
+  uint bits = 0u;
+  UNROLL for (int a = 0; a < AHEAD; ++a) {
+    float values[VECTOR_ELEMENTS];
+    unpack(next[a], values);
+    next[a] = load_chunk(row, first + (a + AHEAD) * stride, end);
+    UNROLL for (int e = 0; e < VECTOR_ELEMENTS; ++e) {
+      const uint key = key_of(row, values[e]);
+      const bool is_there = key >= low && key <= high && first + a * stride < end;
+      bits |= is_there ? 1u << (a * VECTOR_ELEMENTS + e) : 0u;
+    }
+  }
+  return bits;
+}
+
+// Takes one of the bits; returns its logit.
+INLINE float take(Row row, int first, int stride, THREAD uint* bits) {
+  const int bit = highest_bit(*bits);
+  *bits ^= 1u << bit;
+  const int chunk = first + bit / VECTOR_ELEMENTS * stride;
+  return value_at(row, chunk * VECTOR_ELEMENTS + bit % VECTOR_ELEMENTS);
+}
+
 // Cuts the search's range in bins, goes on in one, and tightens it to the keys that there are.
 INLINE void cut(Place place, Row row, THREAD Search* search, THREADGROUP ulong* memory) {
   clear_bins(place, memory);
-  const uint low = search->low, width = search->high - search->low;
   uint least = NO_KEY, largest = 0u;
   uint4 next[AHEAD];
   UNROLL for (int a = 0; a < AHEAD; ++a) {
     next[a] = load_chunk(row, place.index + a * THREADS, row.chunks);
   }
   for (int first = place.index; first < row.chunks; first += AHEAD * THREADS) {
-    UNROLL for (int a = 0; a < AHEAD; ++a) {
-      const int chunk = first + a * THREADS;
-      float values[VECTOR_ELEMENTS];
-      unpack(next[a], values);
-      next[a] = load_chunk(row, chunk + AHEAD * THREADS, row.chunks);
-      UNROLL for (int e = 0; e < VECTOR_ELEMENTS; ++e) {
-        const uint key = key_of(row, values[e]);
-        if (key - low <= width && chunk < row.chunks) {
-          memory[bin_of(*search, key, BINS) * THREADS + place.index] +=
-              search->is_weighted ? weight_of(depth_of(row, key)) : ulong(1);
-          least = key < least ? key : least;
-          largest = key > largest ? key : largest;
-        }
-      }
+    uint bits = within(row, search->low, search->high, first, THREADS, row.chunks, next);
+    while (bits != 0u) {
+      const uint key = key_of(row, take(row, first, THREADS, &bits));
+      memory[bin_of(*search, key, BINS) * THREADS + place.index] +=
+          search->is_weighted ? weight_of(depth_of(row, key)) : ulong(1);
+      least = key < least ? key : least;
+      largest = key > largest ? key : largest;
     }
   }
   least = NO_KEY - largest_of_lanes(NO_KEY - least);
@@ -144,6 +164,9 @@ INLINE Kept find_kept(Place place, Row row, DEVICE const float* rules, Search se
 // Weights of the kept tokens of each part to memory; returns the least logit that is kept, as `ordered`.
 INLINE uint sum_kept(Place place, Row row, Kept kept, Found found, THREADGROUP ulong* memory) {
   uint least = NO_KEY;
+  const bool has_all = kept.limit >= INFINITE_KEY && kept.unsummed > INFINITE_KEY;
+  // The least logit is among those that are not yet summed, unless all are.
+  const uint lowest = kept.unsummed > INFINITE_KEY ? 0u : kept.unsummed;
   for (int p = place.simdgroup; p < found.parts; p += SIMDGROUPS) {
     ulong sum = 0u;
     UNROLL for (int r = 0; r < SAMPLE_ROUNDS; ++r) {
@@ -153,24 +176,18 @@ INLINE uint sum_kept(Place place, Row row, Kept kept, Found found, THREADGROUP u
     }
     const int begin = p * row.part_chunks + place.lane;
     const int end = (p + 1) * row.part_chunks < row.chunks ? (p + 1) * row.part_chunks : row.chunks;
-    const bool has_all = kept.limit >= INFINITE_KEY && kept.unsummed > INFINITE_KEY;
     uint4 next[AHEAD];
     UNROLL for (int a = 0; a < AHEAD; ++a) {
       next[a] = load_chunk(row, begin + a * LANES, end);
     }
     for (int first = begin; first < end && !has_all; first += AHEAD * LANES) {
-      UNROLL for (int a = 0; a < AHEAD; ++a) {
-        const int chunk = first + a * LANES;
-        float values[VECTOR_ELEMENTS];
-        unpack(next[a], values);
-        next[a] = load_chunk(row, chunk + AHEAD * LANES, end);
-        UNROLL for (int e = 0; e < VECTOR_ELEMENTS; ++e) {
-          const uint key = key_of(row, values[e]);
-          const uint logit = ordered(values[e]);
-          least = key <= kept.limit && logit < least ? logit : least;
-          if (key >= kept.unsummed && key <= kept.limit && chunk < end) {
-            sum += weight_of(depth_of(row, key));
-          }
+      uint bits = within(row, lowest, kept.limit, first, LANES, end, next);
+      while (bits != 0u) {
+        const float value = take(row, first, LANES, &bits);
+        const uint key = key_of(row, value), logit = ordered(value);
+        least = logit < least ? logit : least;
+        if (key >= kept.unsummed) {
+          sum += weight_of(depth_of(row, key));
         }
       }
     }

@@ -88,6 +88,15 @@ INLINE uint logit_at(Row row, int index) {
   return index < row.count ? uint(row.logits[index]) : row.padding;
 }
 
+// A logit within the row.
+INLINE float value_at(Row row, int index) {
+#if ELEMENT == 0
+  return bits_to_float(row.logits[index]);
+#else
+  return unpack_pair(uint(row.logits[index])).x;
+#endif
+}
+
 // The bits of a chunk's logits; of the last one's before `end` where the chunk lies past it, so that
 // loops may fetch ahead.
 INLINE uint4 load_chunk(Row row, int chunk, int end) {
