@@ -262,7 +262,9 @@ def test_a_session_taken_over_goes_on_where_it_was(client: Client, engine: FakeE
         new.close()
 
 
-def test_a_take_over_waits_for_the_step_that_runs(wait_until: Callable[..., None]) -> None:
+def test_a_take_over_waits_for_the_step_that_runs(
+    wait_until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = FakeEngine(block_size=4, num_blocks=40, threaded=True)
     with ServerThread(engine) as server, Client(server.address, retry=QUICK) as client:
         old = client.open_session()
@@ -271,8 +273,18 @@ def test_a_take_over_waits_for_the_step_that_runs(wait_until: Callable[..., None
         stream = old.stream()
         lost = [stream.submit(decode(1)), stream.submit(decode(1))]
         wait_until(lambda: len(old.state().inflight_step_numbers) == 2)
-        threading.Timer(0.2, engine.release).start()
+        looks, state = [], Session.state
+
+        def look(session: Session) -> Any:
+            """The second look, behind one that found a step in flight, lets the steps go on."""
+            looks.append(list(state(session).inflight_step_numbers))
+            if len(looks) == 2:
+                engine.release()
+            return state(session)
+
+        monkeypatch.setattr(Session, "state", look)
         new = client.resume_session(old.ref)
+        assert looks[:2] == [[2, 3], [2, 3]]
         assert list(new.decode([1]).token_ids) == [engine.expected_token([7, 8, first])]
         with pytest.raises(MlxrtError) as caught:
             lost[0].result(60)
@@ -282,7 +294,9 @@ def test_a_take_over_waits_for_the_step_that_runs(wait_until: Callable[..., None
         new.close()
 
 
-async def test_an_asyncio_take_over_waits_for_the_step_that_runs() -> None:
+async def test_an_asyncio_take_over_waits_for_the_step_that_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     engine = FakeEngine(block_size=4, num_blocks=40, threaded=True)
     with ServerThread(engine) as server:
         async with aio.Client(server.address, retry=QUICK) as client:
@@ -294,8 +308,17 @@ async def test_an_asyncio_take_over_waits_for_the_step_that_runs() -> None:
             lost = [await stream.submit(decode(1)), await stream.submit(decode(1))]
             while len((await old.state()).inflight_step_numbers) < 2:
                 pass
-            asyncio.get_running_loop().call_later(0.2, engine.release)
+            looks, state = [], aio.Session.state
+
+            async def look(session: aio.Session) -> Any:
+                looks.append(list((await state(session)).inflight_step_numbers))
+                if len(looks) == 2:
+                    engine.release()
+                return await state(session)
+
+            monkeypatch.setattr(aio.Session, "state", look)
             new = await client.resume_session(old.ref)
+            assert looks[:2] == [[2, 3], [2, 3]]
             reply = await new.decode([1])
             assert list(reply.token_ids) == [engine.expected_token([7, 8, first])]
             assert {type(end) for end in await asyncio.gather(*lost, return_exceptions=True)} == {
