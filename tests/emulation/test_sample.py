@@ -108,6 +108,19 @@ def test_thresholds_among_ties_and_far_apart() -> None:
         np.testing.assert_array_equal(one, other)
 
 
+def test_min_p_with_temperatures_of_any_size() -> None:
+    """Where a depth times the temperature is no key: many keys of one depth, or none."""
+    logits = np.random.default_rng(9).standard_normal((7, 600))
+    logits[1] *= 2.0**-120
+    logits[5:] *= 1e30
+    temperatures = [1e30, 2.0**-126, 2.0**-126, 3.0, 3.0, 1e38, 0.1]
+    depths = [1e-30, 40.0, 0.5, 0.0, 1.0 / 3.0, 10.0, 9.0]
+    rules = [[t, 0, 1, d, 0.6] for t, d in zip(temperatures, depths, strict=True)]
+    call = call_of(logits, rules, mx.float32)
+    for one, other in zip(emulated(call, Order.SHUFFLED), expected(call), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_parts_of_a_row() -> None:
     """Rows of three parts, the last of them small; what is drawn lies in each, and begins there."""
     logits = np.round(np.random.default_rng(8).standard_normal((8, 4101)) * 4) / 8
@@ -180,6 +193,7 @@ PLANTED = {
     "padding that counts": ("found.padding = INFINITE_LOGIT;", "found.padding = 0u;"),
     "a target not rounded up": ("share_of(total, search->fraction, true)", "0u * total + 1u"),
     "a limit one key early": ("depth_of(row, search.low));", "depth_of(row, search.low)) - 1u;"),
+    "the first limit that is near": (" && depth_of(row, key + 1u) > depth", ""),
     "a draw at its boundary": ("sums[chosen] <= *below", "sums[chosen] < *below"),
     "parts in another order": ("= choose(memory, parts, &below) *",
                                "= (choose(memory, parts, &below) + 1) % parts *"),

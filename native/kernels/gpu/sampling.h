@@ -200,8 +200,20 @@ INLINE ulong share_of(ulong total, uint fraction, bool up) {
 
 // The largest key whose depth is at most this; depths that tie may have several keys.
 INLINE uint last_key_within(Row row, float depth) {
+  if (depth >= bits_to_float(INFINITE_KEY)) {
+    return INFINITE_KEY;
+  }
+  // The product is near it, unless numbers are too small to divide exactly.
+  const uint near = float_to_bits(rounded_product(depth, row.temperature));
+  if (near > 1u && near < INFINITE_KEY - 2u) {
+    UNROLL for (uint key = near - 2u; key <= near + 2u; ++key) {
+      if (depth_of(row, key) <= depth && depth_of(row, key + 1u) > depth) {
+        return key;
+      }
+    }
+  }
   uint low = 0u, high = INFINITE_KEY;
-  while (low < high && depth < bits_to_float(INFINITE_KEY)) {
+  while (low < high) {
     const uint middle = low + (high - low + 1u) / 2u;
     if (depth_of(row, middle) <= depth) {
       low = middle;
