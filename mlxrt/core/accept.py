@@ -46,6 +46,8 @@ def accept(
     _change_tables(session, draft, plan)
     _copy(draft, ticket)
     ticket.reads = draft.reads
+    for sequence, meant in draft.meant.items():
+        sequence.meant_position, sequence.meant_tables = meant
     _run_decodes(draft, ticket, bounds)
     _run_items(draft, ticket, step, bounds)
     if step.deferred:
@@ -131,7 +133,7 @@ def _run_decodes(draft: Draft, ticket: Ticket, bounds: Bounds) -> None:
 def _run_checked(draft: Draft, ticket: Ticket, bounds: Bounds) -> None:
     """Plans the decode ids that did not take the plain path, and opens it to them."""
     decoded = [ticket.decode_sequences[index] for index in draft.checked_decodes]
-    _write(draft, ticket, {sequence for sequence in decoded if sequence.failure is None})
+    _write(draft, ticket, decoded)
     for index in draft.checked_decodes:
         sequence = ticket.decode_sequences[index]
         ticket.decode_tails[index] = ()
@@ -204,8 +206,9 @@ def _advance(sequence: Sequence, start: int, count: int, bounds: Bounds) -> None
 def _write(draft: Draft, ticket: Ticket, sequences: Iterable[Sequence]) -> None:
     """Counts the writes of `sequences`."""
     wanted = set(sequences)
-    for sequence, block, lowest, end, base in draft.writes:
+    for sequence, block, lowest, end, base, drafted in draft.writes:
         if sequence in wanted:
-            write = Write(sequence, block, lowest, end, base)
+            write = Write(sequence, block, lowest, end, base, drafted)
+            write.left_out = sequence.failure is not None
             write.make()
             ticket.writes.append(write)

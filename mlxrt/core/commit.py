@@ -135,15 +135,13 @@ def _commit_item(ticket: Ticket, run: ItemRun, outcome: StepOutcome, bounds: Bou
     if sequence not in ticket.superseded:
         sequence.committed = position
     if run.draft_tokens:
-        _settle(ticket, sequence, len(row.accepted), position, bounds)
+        _settle(ticket, run, len(row.accepted), position, bounds)
     return ItemReply(sequence.sequence_id, position, row)
 
 
-def _settle(
-    ticket: Ticket, sequence: Sequence, accepted: int, position: int, bounds: Bounds
-) -> None:
+def _settle(ticket: Ticket, run: ItemRun, accepted: int, position: int, bounds: Bounds) -> None:
     """Brings what later steps planned for the sequence up to the drafts that were accepted."""
-    session = ticket.session
+    session, sequence = ticket.session, run.sequence
     sequence.unsettled = False
     stands = sequence not in ticket.superseded
     if accepted:
@@ -151,7 +149,9 @@ def _settle(
         undo(later, bounds)
         own = [write for write in ticket.writes if write.sequence is sequence]
         for write in own:
+            write.block.filled = write.filled
             write.end = min(position - write.base, bounds.block_size)
+            write.drafted = write.drafted and accepted < len(run.draft_tokens)
             write.make()
         redo(later, bounds)
         _disarm_behind(session, [write.block for write in own], later)

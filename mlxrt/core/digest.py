@@ -63,6 +63,8 @@ def _sequence(sequence: Sequence) -> object:
         sequence.given,
         sequence.unsettled,
         repr(sequence.failure),
+        sequence.meant_position,
+        [block_ids(table) for table in sequence.meant_tables],
     )
 
 

@@ -30,6 +30,7 @@ def discard(session: Session, tickets: list[Ticket], bounds: Bounds) -> list[Seq
         if damaged:
             _step_back(sequence, damaged, bounds)
         sequence.revert()
+        sequence.meant_position = sequence.committed
     touched = dict.fromkeys(sequence for ticket in ran for sequence in _named(session, ticket))
     return [
         sequence
@@ -45,7 +46,7 @@ def _damage(tickets: Iterable[Ticket]) -> set[Block]:
     damaged: set[Block] = set()
     for ticket in tickets:
         for write in ticket.writes:
-            if write.block.filled > write.lowest:
+            if not write.left_out and write.block.filled > write.lowest:
                 write.block.filled = write.lowest
                 damaged.add(write.block)
         for copy in ticket.copies:

@@ -41,8 +41,10 @@ class Draft:
         decodes: one per decode id; `checked_decodes` are the indices that did not take the plain
             path.
         items: one per item.
-        writes: `(sequence, block, lowest, end offset, position of offset 0)` of all rows but plain
-            decodes; rows of drafts don't count for the end.
+        meant: by failed sequence, where it would stand after the step and its tables, had it not
+            failed.
+        writes: `(sequence, block, lowest, end offset, position of offset 0, drafted)` of all rows
+            but plain decodes; rows of drafts don't count for the end.
         reads: what rows read that was not known to be computed before.
         distrust: the step touches blocks on which other sequences' plain path or verified range may
             rest.
@@ -58,6 +60,7 @@ class Draft:
         "decodes",
         "distrust",
         "items",
+        "meant",
         "reads",
         "refs",
         "registered",
@@ -78,7 +81,8 @@ class Draft:
         self.decodes: list[Sequence] = []
         self.checked_decodes: set[int] = set()
         self.items: list[ItemRun] = []
-        self.writes: list[tuple[Sequence, Block, int, int, int]] = []
+        self.meant: dict[Sequence, tuple[int, list[Table]]] = {}
+        self.writes: list[tuple[Sequence, Block, int, int, int, bool]] = []
         self.reads: list[Read] = []
         self.distrust = False
         self._computed: dict[Block, int] = {}
@@ -113,11 +117,21 @@ class Draft:
         if filled >= lowest:
             self._computed[block] = max(filled, end)
 
+    def lose(self, block: Block, lowest: int) -> None:
+        """Counts offset `lowest` and those behind it as not computed for rows that come behind."""
+        self._computed[block] = min(self.filled(block), lowest)
+
     def may_write(self, block: Block, place: int) -> bool:
         """Whether no other table entry names the block but such as take it in this very step, for
         rows behind those of `place`: the writer's index among the items, -1 for a decode id.
         """
-        others = self.ref_count(block) - 1
+        return self.is_taken_behind(block, place, 1)
+
+    def is_taken_behind(self, block: Block, place: int, own: int) -> bool:
+        """Whether all table entries that name the block, but for `own` of them, take it in this
+        very step for rows behind those of `place`.
+        """
+        others = self.ref_count(block) - own
         if others == 0:
             return True
         if self._takers is None:

@@ -17,9 +17,10 @@ from mlxrt.errors import MlxrtError, Reason
 def fail_sequences(failures: Mapping[Sequence, MlxrtError], ticket: Ticket, bounds: Bounds) -> None:
     """Fails sequences in `ticket`, which commits otherwise; later steps of theirs come to nothing.
 
-    Their rows may have left anything in their blocks, and rows in steps behind will not run: what
-    they wrote or were to write does not count as computed. A sequence with rows, in this step or in
-    one behind, that read it fails too, in every step that has no reply yet.
+    Their rows may have left anything in their blocks, and rows in steps behind may not run: what
+    they wrote or were to write does not count as computed, whatever was there before. A sequence
+    with rows, in this step or in one behind, that read it fails too, in every step that has no
+    reply yet.
     """
     session = ticket.session
     alive = [ticket, *(each for each in session.inflight if each.doomed is None)]
@@ -29,7 +30,7 @@ def fail_sequences(failures: Mapping[Sequence, MlxrtError], ticket: Ticket, boun
     while fallen:
         undo(alive, bounds)
         for sequence, (where, failure) in fallen.items():
-            sequence.failure = failure
+            sequence.fail(failure)
             where.failed.append(failure.reason)
         readers: dict[Sequence, tuple[Ticket, MlxrtError]] = {}
         for each in alive:

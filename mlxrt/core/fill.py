@@ -40,4 +40,4 @@ def redo(tickets: list[Ticket], bounds: Bounds) -> None:
                 ticket.writes.extend(Write(sequence, block, offset, offset + 1) for block in tails)
                 ticket.decode_tails[index] = ()
         for write in ticket.writes:
-            write.make(may_have_run=ticket.may_have_run)
+            write.make()

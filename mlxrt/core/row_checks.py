@@ -186,11 +186,12 @@ def check_slots(
         blocks = _check_writes(draft, table, group, start, end + draft_count, place, size)
         for base, block in blocks:
             lowest, written = max(start - base, 0), min(end - base, size)
+            drafted = draft_count > 0 and written < size
             if draft.ref_count(block) != 1:
-                if draft_count and written < size:
+                if drafted:
                     raise _shared(place.field("draft_token_ids"), group, block)
                 draft.compute(block, lowest, written)
-            draft.writes.append((sequence, block, lowest, written, base))
+            draft.writes.append((sequence, block, lowest, written, base, drafted))
 
 
 def _check_reads(

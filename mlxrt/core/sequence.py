@@ -26,6 +26,8 @@ class Sequence:
             accepted steps.
         prompt_top: how many alternatives its prompt logprobs have; None where it asked for none.
         failure: set where only release is allowed.
+        meant_position, meant_tables: of one that failed: where it would stand after the accepted
+            steps, and its tables, had it not. Its owner may not know yet.
         decode_limit: a plain decode at `planned` below this needs no check: `tails` are its blocks,
             named by no other table, filled exactly up to that position.
         unsettled: whether an accepted step verifies drafts of it. `planned` and `known` are then
@@ -43,6 +45,8 @@ class Sequence:
         "given",
         "handle",
         "known",
+        "meant_position",
+        "meant_tables",
         "planned",
         "prompt_count",
         "prompt_top",
@@ -79,6 +83,8 @@ class Sequence:
         self.known = len(self.tokens)
         self.given = False
         self.failure: MlxrtError | None = None
+        self.meant_position = 0
+        self.meant_tables: list[Table] = []
         self.decode_limit = 0
         self.tails: tuple[Block, ...] = ()
         self.unsettled = False
@@ -116,6 +122,11 @@ class Sequence:
         """Forgets what was verified: something that it rests on may have changed."""
         self.disarm()
         self.verified = False
+
+    def fail(self, failure: MlxrtError) -> None:
+        """Allows nothing but release from now on; to be reverted then."""
+        self.failure = failure
+        self.meant_position, self.meant_tables = self.planned, self.tables
 
     def revert(self) -> None:
         """Plans from what is committed: every accepted step that had not committed is discarded."""

@@ -123,7 +123,8 @@ def _leave_out_failed(ticket: Ticket) -> None:
     plan = ticket.plan
     sequences = ticket.decode_sequences
     ticket.absent = {i for i, sequence in enumerate(sequences) if sequence.failure is not None}
-    ticket.writes = [write for write in ticket.writes if write.sequence.failure is None]
+    for write in ticket.writes:
+        write.left_out = write.sequence.failure is not None
     present = [i for i in range(len(sequences)) if i not in ticket.absent]
     plan.decode_handles = [sequences[i].handle for i in present]
     plan.decode_starts = [ticket.decode_starts[i] for i in present]

@@ -20,12 +20,20 @@ class Write:
 
     Attributes:
         base: position of the block's offset 0.
+        drafted: rows of drafts lie in the block too.
+        left_out: the plan has no such rows, because the sequence failed first.
     """
 
-    __slots__ = ("base", "block", "end", "filled", "lowest", "sequence")
+    __slots__ = ("base", "block", "drafted", "end", "filled", "left_out", "lowest", "sequence")
 
     def __init__(
-        self, sequence: Sequence, block: Block, lowest: int, end: int, base: int = 0
+        self,
+        sequence: Sequence,
+        block: Block,
+        lowest: int,
+        end: int,
+        base: int = 0,
+        drafted: bool = False,
     ) -> None:
         """Rows that make() will count."""
         self.sequence = sequence
@@ -33,19 +41,21 @@ class Write:
         self.lowest = lowest
         self.end = end
         self.base = base
+        self.drafted = drafted
         self.filled = 0
+        self.left_out = False
 
-    def make(self, *, may_have_run: bool = False) -> None:
-        """Counts the rows; those of a failed sequence compute nothing, and spoil what they wrote if
-        they ran.
+    def make(self) -> None:
+        """Counts the rows; those of a failed sequence compute nothing, and what was there before
+        does not count either: nobody behind them means that.
         """
         block = self.block
         self.filled = block.filled
         if self.sequence.failure is not None:
-            if may_have_run:
-                block.filled = min(block.filled, self.lowest)
+            block.filled = min(block.filled, self.lowest)
         elif block.filled >= self.lowest:
-            block.filled = max(block.filled, self.end)
+            computed = self.lowest if self.drafted else block.filled
+            block.filled = max(computed, self.end)
 
 
 class Read:

@@ -6,6 +6,7 @@ from collections.abc import Sequence as Row
 
 from mlxrt.core.bounds import Bounds
 from mlxrt.core.draft import Draft
+from mlxrt.core.lost_rows import lose_rows, note_tables
 from mlxrt.core.mask_checks import check_masks, sampled_rows
 from mlxrt.core.row_checks import Place, check_decode, check_item_rows, check_shape
 from mlxrt.core.session import Session
@@ -42,6 +43,11 @@ def validate(session: Session, step: StepInput, bounds: Bounds) -> Draft:
             check_item_rows(draft, run, item, Place(index, is_item=True), bounds)
         else:
             run.position = run.sequence.committed
+            if item.row_count:
+                lose_rows(
+                    draft, run.sequence, item.start_position, item.row_count, index, bounds,
+                    len(item.draft_tokens),
+                )  # fmt: skip
     _check_prompt_rows(draft, bounds)
     if step.masks:
         if step.deferred:
@@ -101,6 +107,8 @@ def _check_items(draft: Draft, step: StepInput, bounds: Bounds) -> None:
         if sequence.failure is None:
             check_table_change(draft, sequence, item, path, bounds)
             run.count = item.row_count
+        else:
+            note_tables(draft, sequence, item, bounds)
         draft.items.append(run)
 
 
@@ -156,6 +164,8 @@ def _check_decodes(draft: Draft, step: StepInput, bounds: Bounds) -> None:
         draft.checked_decodes.add(index)
         if sequence.failure is None:
             check_decode(draft, sequence, Place(index, is_item=False), bounds)
+        else:
+            lose_rows(draft, sequence, None, 1, -1, bounds)
 
 
 def _refuse_twice(decode_ids: Row[int]) -> None:

@@ -206,7 +206,7 @@ class CoreMachine(Commits, RuleBasedStateMachine):
     def drop_blocks(self, name: str, gone: list[tuple[int, int]]) -> None:
         def drop(state: State) -> None:
             for key in gone:
-                del state.blocks[key]
+                state.drop(key)
 
         self.sessions[name].add(drop)
         self.give_back(name, gone)
@@ -348,7 +348,9 @@ class CoreMachine(Commits, RuleBasedStateMachine):
         executed["plain decodes"] += sum(map(bool, plan.decode_tails))
         dead = failed_items(planned, step)
         starts = self.machine.starts(planned, step, dead)
-        session.add(StepEvent(answer.ticket, step, dead, starts))
+        event = StepEvent(answer.ticket, step, dead, starts)
+        event.unwritten = self.rules.unwritten(planned, step, dead)
+        session.add(event)
         session.inflight.append(answer.ticket)
         session.inflight_numbers.append(step.step_number)
         session.next_step_number += 1

@@ -17,7 +17,9 @@ from mlxrt.core.step import Item, StepInput, TokenSource
 
 @dataclass
 class Known:
-    """A sequence: its tables by group (0 is a hole), tokens and position."""
+    """A sequence: its tables by group (0 is a hole), tokens and position; `meant` are those of one
+    that failed, had it not.
+    """
 
     tables: list[list[int]]
     tokens: list[int]
@@ -25,6 +27,8 @@ class Known:
     given: bool = False
     failed: bool = False
     unsettled: bool = False
+    meant_position: int = 0
+    meant_tables: list[list[int]] | None = None
 
     def copy(self) -> Known:
         return Known(
@@ -34,6 +38,8 @@ class Known:
             self.given,
             self.failed,
             self.unsettled,
+            self.meant_position,
+            None if self.meant_tables is None else [list(t) for t in self.meant_tables],
         )
 
 
@@ -52,6 +58,14 @@ class State:
             {key: list(contents) for key, contents in self.blocks.items()},
         )
 
+    def drop(self, key: tuple[int, int]) -> None:
+        """The block is given back."""
+        del self.blocks[key]
+        for sequence in self.sequences.values():
+            if sequence.meant_tables is not None:
+                table = sequence.meant_tables[key[0]]
+                table[:] = [0 if block_id == key[1] else block_id for block_id in table]
+
     def named(self) -> list[tuple[int, int]]:
         """Every table entry but holes."""
         return [
@@ -65,8 +79,8 @@ class State:
 
 @dataclass
 class StepEvent:
-    """An accepted step; `dead` are sequences that had failed before, `starts` the first rows of the
-    others.
+    """An accepted step; `dead` are sequences that had failed before, `starts` the first rows of
+    all, `unwritten` the slots that rows of the dead were to write.
 
     `ran` are the sequences whose rows were handed to the engine, None before; `lost` those that
     fail from this step on, with others that they read.
@@ -78,6 +92,7 @@ class StepEvent:
     starts: dict[int, int] = field(default_factory=dict)
     ran: set[int] | None = None
     lost: set[int] = field(default_factory=set)
+    unwritten: dict[int, list[tuple[int, int, int]]] = field(default_factory=dict)
 
 
 Event = StepEvent | Callable[[State], None]
@@ -119,13 +134,33 @@ class Machine:
         for sequence_id in event.lost:
             state.sequences[sequence_id].failed = True
         for item in step.items:
+            sequence = state.sequences[item.sequence_id]
             if item.sequence_id not in event.dead:
-                self.change_tables(state.sequences[item.sequence_id], item)
+                self.change_tables(sequence, item)
+            else:
+                self._mean_tables(state, sequence, item)
+
+    def _mean_tables(self, state: State, sequence: Known, item: Item) -> None:
+        """Where the item would leave the tables of a sequence that failed."""
+        if item.append is None and item.replace is None and not item.leading_holes:
+            return
+        tables = sequence.tables if sequence.meant_tables is None else sequence.meant_tables
+        if item.replace is not None:
+            tables, sequence.meant_position = [[] for _ in self.groups], 0
+        longest = -(-self.facts.max_model_length // self.facts.block_size)
+        for group in self.groups:
+            ids = (item.append or item.replace or {}).get(group, [])
+            found = [block_id if (group, block_id) in state.blocks else 0 for block_id in ids]
+            tables = [*tables[:group], (tables[group] + found)[:longest], *tables[group + 1 :]]
+        for group in self.groups:
+            holes = min((item.leading_holes or {}).get(group, 0), len(tables[group]))
+            tables[group][:holes] = [0] * holes
+        sequence.meant_tables = tables
 
     def change_tables(self, sequence: Known, item: Item) -> None:
         if item.replace is not None:
             sequence.tables = [list(item.replace.get(group, [])) for group in self.groups]
-            sequence.position = 0
+            sequence.position = sequence.meant_position = 0
         for group, ids in (item.append or {}).items():
             sequence.tables[group] += ids
         for group, count in (item.leading_holes or {}).items():
@@ -145,25 +180,33 @@ class Machine:
         results: dict[int, Rows] = {}
         for item in _rows_of(event.step):
             sequence = state.sequences[item.sequence_id]
-            if item.sequence_id not in event.dead:
-                if item.sequence_id in failing or (
-                    sequence.failed and item.sequence_id in (event.ran or ())
-                ):
-                    for group, block_id, offset in self._slots(sequence, item, event):
-                        del state.blocks[group, block_id][offset:]
-                elif not sequence.failed:
-                    results[item.sequence_id] = self._rows(state, sequence, item, settled)
-                sequence.failed |= item.sequence_id in failing
+            sequence.failed |= item.sequence_id in failing
+            end = event.starts.get(item.sequence_id, 0) + item.row_count
+            sequence.meant_position = min(end, self.facts.max_model_length)
+            if item.sequence_id in event.dead:
+                self._unfill(state, event.unwritten.get(item.sequence_id, []))
+            elif sequence.failed:
+                self._unfill(state, self._slots(sequence, item, event))
+            else:
+                results[item.sequence_id] = self._rows(state, sequence, item, settled)
         return results
 
+    def _unfill(self, state: State, slots: list[tuple[int, int, int]]) -> None:
+        """Nothing is computed from these slots on, each to the end of its block."""
+        for group, block_id, offset in slots:
+            del state.blocks.get((group, block_id), [])[offset:]
+
     def starts(self, planned: State, step: StepInput, dead: set[int]) -> dict[int, int]:
-        """First row of every sequence that is not dead."""
+        """First row of every sequence, of the dead as they were meant."""
         after = planned.copy()
         self.accept(after, StepEvent(0, step, dead))
         given = {
             i.sequence_id: i.start_position for i in step.items if i.start_position is not None
         }
-        return {i: given.get(i, sequence.position) for i, sequence in after.sequences.items()}
+        return {
+            i: given.get(i, sequence.meant_position if i in dead else sequence.position)
+            for i, sequence in after.sequences.items()
+        }
 
     def overwritten(self, state: State, event: StepEvent) -> list[tuple[int, int, int]]:
         """Slots to which the engine may have written for the step, also for sequences that failed
@@ -209,7 +252,7 @@ class Machine:
                 rows.position, rows.accepted = position + 1, rows.accepted + 1
                 sequence.tokens.append(draft)
                 rows.token = self._sampled(rows)
-        sequence.position = rows.position
+        sequence.position = sequence.meant_position = rows.position
         if rows.token is not None:
             sequence.tokens.append(rows.token)
         sequence.unsettled = bool(item.draft_tokens) and not settled
@@ -248,8 +291,11 @@ class Machine:
             block_id, offset = sequence.tables[group][position // size], position % size
             self._writers[group, block_id, offset] = sequence
             contents = state.blocks[group, block_id]
-            if offset < len(contents) + keep:
-                contents[offset : offset + 1] = [content]
+            if keep:
+                if offset <= len(contents):
+                    contents[offset : offset + 1] = [content]
+            else:
+                del contents[offset:]
         return content
 
 
@@ -391,6 +437,7 @@ class SessionModel:
             else:
                 event(planned)
                 event(self.base)
+        is_empty = not self.events
         self.events.clear()
         damaged = set()
         for group, block_id, offset in spoilt:
@@ -398,7 +445,10 @@ class SessionModel:
             if len(contents) > offset:
                 del contents[offset:]
                 damaged.add((group, block_id))
-        return sum(self._step_back(sequence, damaged) for sequence in self.base.sequences.values())
+        stepped = [self._step_back(each, damaged) for each in self.base.sequences.values()]
+        for sequence in () if is_empty else self.base.sequences.values():
+            sequence.meant_position = sequence.position
+        return sum(stepped)
 
     def _step_back(self, sequence: Known, damaged: set[tuple[int, int]]) -> bool:
         """A sequence does not stand past what it has lost and still reads."""

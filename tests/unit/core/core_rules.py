@@ -13,6 +13,7 @@ from mlxrt.core.step import Item, StepInput, TokenSource
 from mlxrt.errors import Reason
 
 Ids = dict[int, list[int]]
+Slot = tuple[int, int, int]
 
 
 class Rules:
@@ -143,15 +144,18 @@ class Rules:
 
     def _rows(self, after: State, step: StepInput, dead: set[int]) -> set[Reason]:
         found: set[Reason] = set()
+        unwritten = self._unwritten(after, step, dead)
         read = {(g, d): list(after.blocks[g, s]) for g, s, d in step.copies}
         after.blocks.update(read)
         names = Counter(after.named())
-        decodes = [Item(i, 1, None, TokenSource.LAST_SAMPLED, sample=True) for i in step.decode_ids]
-        everybody = [*decodes, *step.items]
+        everybody = _everybody(step)
         for index, item in enumerate(everybody):
             if item.sequence_id not in after.sequences:
                 found.add(Reason.SEQUENCE_UNKNOWN)
-            elif item.row_count and item.sequence_id not in dead:
+            elif item.sequence_id in dead:
+                for group, block_id, offset in unwritten.get(item.sequence_id, []):
+                    del after.blocks[group, block_id][offset:]
+            elif item.row_count:
                 sequence = after.sequences[item.sequence_id]
                 behind = [i for i in everybody[index + 1 :] if i.sequence_id not in dead]
                 others = names - self._taken(after, step, behind)
@@ -161,6 +165,34 @@ class Rules:
                 if not wrong:
                     self._fill(after, sequence, item)
         return found
+
+    def unwritten(self, planned: State, step: StepInput, dead: set[int]) -> dict[int, list[Slot]]:
+        """By sequence that had failed before, the slots that its rows in the step were to write."""
+        after = planned.copy()
+        self.machine.accept(after, StepEvent(0, step, dead))
+        return self._unwritten(after, step, dead)
+
+    def _unwritten(self, after: State, step: StepInput, dead: set[int]) -> dict[int, list[Slot]]:
+        slots: dict[int, list[Slot]] = {}
+        names, size = Counter(after.named()), self.facts.block_size
+        everybody = _everybody(step)
+        for index, item in enumerate(everybody):
+            there = item.sequence_id in dead & after.sequences.keys()
+            if not there or not item.row_count:
+                continue
+            sequence = after.sequences[item.sequence_id]
+            behind = [i for i in everybody[index + 1 :] if i.sequence_id not in dead]
+            others = names - self._taken(after, step, behind)
+            start = sequence.meant_position if item.start_position is None else item.start_position
+            end = min(start + item.row_count + len(item.draft_tokens), self.facts.max_model_length)
+            for group, table in enumerate(sequence.meant_tables or sequence.tables):
+                for position in range(max(0, start), end):
+                    entry = table[position // size : position // size + 1]
+                    own = sequence.tables[group].count(entry[0]) if entry else 0
+                    if entry and entry[0] and others[group, entry[0]] == own:
+                        slot = group, entry[0], position % size
+                        slots.setdefault(item.sequence_id, []).append(slot)
+        return slots
 
     def _taken(self, after: State, step: StepInput, behind: list[Item]) -> Counter[tuple[int, int]]:
         """Table entries that come in this step, of those whose rows stand behind."""
@@ -237,6 +269,12 @@ class Rules:
                 elif position < start and position % size >= len(after.blocks[group, block_id]):
                     found.add(Reason.BLOCK_UNFILLED)
         return found
+
+
+def _everybody(step: StepInput) -> list[Item]:
+    """The decode ids as items, then the items."""
+    decodes = [Item(i, 1, None, TokenSource.LAST_SAMPLED, sample=True) for i in step.decode_ids]
+    return [*decodes, *step.items]
 
 
 def failed_items(planned: State, step: StepInput) -> set[int]:

@@ -284,3 +284,23 @@ def test_a_released_sequence_leaves_its_drafts_behind(client: Client, blocks: li
         client.core, Reason.SEQUENCE_UNKNOWN, "sequence_ids[0]",
         lambda: client.core.free_sequences(client.ref, "x", [1], 0, free_blocks=False),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("drawn", "computed"), [([9, 9, 9], 2), ([7, 9, 9], 3), ([7, 8, 9], 4)])
+def test_rejected_drafts_take_the_place_of_what_was_computed_there(
+    client: Client, blocks: list[int], drawn: list[int], computed: int
+) -> None:
+    """The block had been filled by somebody before: what they wrote over counts no longer."""
+    a, b, c = blocks[:3]
+    client.run(new_sequences=[NewSequence(9, range(1, 9), {0: [a, b]})], items=[rows(9, 8)])
+    client.run(releases=[9])
+    client.prefill(1, 5, {0: [a, b, c]})
+    client.accept(items=[drafts(1, [7, 8])])
+    finish(client, plan_of(client), drawn)
+    client.run(releases=[1])
+    parts = {"new_sequences": [NewSequence(2, range(1, 10), {0: [a, b, c]})]}
+    end = 4 + computed
+    if end < 8:
+        beyond = [rows(2, 1, end + 1)]
+        client.refuse(Reason.BLOCK_UNFILLED, "items[0].start_position", items=beyond, **parts)
+    client.run(items=[rows(2, 1, end)], **parts)
