@@ -125,6 +125,7 @@ def _commit_item(ticket: Ticket, run: ItemRun, outcome: StepOutcome, bounds: Bou
     if run.token_ids is not None:
         del sequence.tokens[run.start :]
         sequence.tokens.extend(array("I", run.token_ids))
+        sequence.prompt_left = min(sequence.prompt_left, run.start)
         sequence.committed_given = True
     if run.sample:
         assert row.token is not None

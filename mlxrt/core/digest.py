@@ -54,6 +54,7 @@ def _sequence(sequence: Sequence) -> object:
         [block_ids(table) for table in sequence.tables],
         sequence.sampling,
         sequence.prompt_top,
+        sequence.prompt_left,
         sequence.seed,
         sequence.tokens,
         sequence.committed,

@@ -24,6 +24,8 @@ class Sequence:
             prompt.
         planned, known, given: position, number of known tokens and the same question after the
             accepted steps.
+        prompt_left: how many tokens of its prompt still stand, as committed: given ones may have
+            taken the place of the rest.
         prompt_top: how many alternatives its prompt logprobs have; None where it asked for none.
         failure: set where only release is allowed.
         meant_position, meant_tables: of one that failed: where it would stand after the accepted
@@ -49,6 +51,7 @@ class Sequence:
         "meant_tables",
         "planned",
         "prompt_count",
+        "prompt_left",
         "prompt_top",
         "sampling",
         "seed",
@@ -76,6 +79,7 @@ class Sequence:
         self.seed = seed
         self.tokens = array("I", prompt)
         self.prompt_count = len(self.tokens)
+        self.prompt_left = self.prompt_count
         self.prompt_top: int | None = None
         self.committed = 0
         self.committed_given = False
@@ -138,5 +142,5 @@ class Sequence:
 
     @property
     def generated_count(self) -> int:
-        """Committed tokens that came after the prompt."""
-        return max(0, len(self.tokens) - self.prompt_count)
+        """Committed tokens that came after the prompt, or after what is left of it."""
+        return len(self.tokens) - self.prompt_left

@@ -122,8 +122,8 @@ class Registration:
     it.
 
     Attributes:
-        generated_count: how many of the last tokens of `prompt` were generated or given later
-            (penalties count them); 0 for a new sequence.
+        generated_count: how many of the last tokens of `prompt` were generated or given later, some
+            perhaps in place of the prompt's own (penalties count them); 0 for a new sequence.
     """
 
     handle: int

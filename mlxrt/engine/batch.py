@@ -117,6 +117,7 @@ def build_batch(
     for entry, line in zip(entries, lines[decode_count:].tolist(), strict=True):
         if entry.source is TokenSource.EXPLICIT:
             overwrites.append(_write(entry, line, entry.start, entry.token_ids, mirrors))
+            mirrors.keep_prompt(line, entry.start)
         if entry.draft_tokens:
             end = entry.start + entry.count
             overwrites.append(_write(entry, line, end, entry.draft_tokens, mirrors))

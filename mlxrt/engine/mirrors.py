@@ -55,7 +55,8 @@ class SequenceMirrors:
     Attributes:
         tokens: [L, C] int32; negative where the token is still on the device.
         tables: by group, [L, B] int32.
-        prompt_length: [L] int64.
+        prompt_length: [L] int64: leading tokens that are the prompt's; those behind count as
+            generated.
         sampling: by line; None for a plain greedy sequence.
         draws: by line, the rules of those that ask for no more than `DrawLines` holds.
         vocabulary_size: of the model.
@@ -112,6 +113,17 @@ class SequenceMirrors:
             if rules.penalised:
                 row.prompt = np.unique(prompt[:prompt_length])
             self.sampling[line] = row
+
+    def keep_prompt(self, line: int, count: int) -> None:
+        """Ends what is left of a sequence's prompt at position `count`: given tokens stand there.
+
+        Not undone: after a step that failed its sequences come back under other handles.
+        """
+        if count < self.prompt_length[line]:
+            self.prompt_length[line] = count
+            row = self.sampling[line]
+            if row is not None and row.sampling.penalised:
+                row.prompt = np.unique(self.tokens[line, :count])
 
     def update_table(self, update: TableUpdate) -> None:
         """Writes a change into a table; an unknown sequence is no error."""

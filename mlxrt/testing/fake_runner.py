@@ -178,6 +178,8 @@ class FakeRunner:
         line, end = self._line[entry.handle], entry.start + entry.count
         if entry.source is TokenSource.EXPLICIT:
             self._tokens[line, entry.start : end] = entry.token_ids
+            left = min(self._prompt_length[entry.handle], entry.start)
+            self._prompt_length[entry.handle] = left
         if entry.draft_tokens:
             drafts_end = end + len(entry.draft_tokens)
             self._tokens[line, end:drafts_end] = entry.draft_tokens
@@ -288,7 +290,7 @@ class FakeRunner:
             return SampledRow(token=greedy)
         rules, seed = self._rules.get(handle, (GREEDY, 0))
         known: Sequence[int] = self._tokens[self._line[handle], :length].tolist()
-        prompt_length = min(self._prompt_length[handle], length)
+        prompt_length = self._prompt_length[handle]
         prompt, generated = known[:prompt_length], known[prompt_length:]
         return sample_row(self._model.logits(greedy), rules, seed, prompt, generated, allowed)
 

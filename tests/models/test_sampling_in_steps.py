@@ -121,3 +121,32 @@ def test_penalties_follow_the_formula(checkpoint, start_engine, make_oracle):
         for used in set(before):
             row[used] -= rules.frequency_penalty * before.count(used) + rules.presence_penalty
         assert int(row.argmax()) == token
+
+
+@pytest.mark.parametrize("path", ["gather", "native"])
+def test_given_tokens_count_as_generated_in_the_prompts_place_too(
+    path, checkpoint, start_engine, make_oracle
+):
+    """And they go on to where the sequence comes back after a step that was discarded."""
+    folder, rules, head, given = checkpoint("qwen3"), RULES[4], PROMPT[:2], [5, 5, 5]
+    running = start_engine(folder, attention=path)
+    running.run(_plans([rules])[0])
+    item = Entry(1, 2, 3, TokenSource.EXPLICIT, given, sample=True)
+    running.submit(StepPlan(2, entries=[item]))
+    running.submit(StepPlan(3, decode_handles=[1], decode_starts=[5]))
+    tokens = [*given, running.outcome().entry_rows[0].token, *running.outcome().decode_tokens]
+    back = Registration(2, head + tokens, rules, seed=0, generated_count=len(tokens))
+    update = TableUpdate(2, 0, 0, list(range(6, 12)), 6)
+    row = Entry(2, 6, 1, TokenSource.REGISTERED, sample=True)
+    plan = StepPlan(4, [1], [back], [update], entries=[row])
+    tokens.append(running.run(plan).entry_rows[0].token)
+    logits = make_oracle(folder).logits(head + tokens)[1:].astype(np.float64)
+    for count in (3, 4, 5):
+        row = logits[count]
+        for token, bias in rules.logit_bias:
+            row[token] += bias
+        for used in tokens[:count]:
+            row[used] -= rules.frequency_penalty
+        assert int(row.argmax()) == tokens[count]
+    # The bias is for 5, three times the penalty against it.
+    assert tokens[3] == 6

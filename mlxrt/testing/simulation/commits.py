@@ -79,6 +79,7 @@ def _item(
     start = result.position - item.row_count - len(row.accepted)
     if item.source is TokenSource.EXPLICIT:
         sequence.tokens[start:] = item.token_ids
+        sequence.prompt_left = min(sequence.prompt_left, start)
     yield from _prompt(item, sequence, row, start, foretold)
     yield from _drafts(item.draft_tokens, row)
     for index, sampled in enumerate((*row.accepted, row) if item.sample else ()):

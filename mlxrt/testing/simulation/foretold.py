@@ -45,8 +45,8 @@ class Foretold:
         if mask is not None:
             octets = np.frombuffer(allowed.to_bytes(-(-self._size // 8), "little"), np.uint8)
             booleans = np.unpackbits(octets, bitorder="little")[: self._size].astype(np.bool_)
-        prompt = tokens[: sequence.prompt_count]
-        generated = tokens[sequence.prompt_count :]
+        prompt = tokens[: sequence.prompt_left]
+        generated = tokens[sequence.prompt_left :]
         logits = self._model.logits(greedy)
         seed = sequence.seed or 0
         return sample_row(logits, sequence.sampling, seed, prompt, generated, booleans).token

@@ -19,6 +19,7 @@ class WatchedSequence:
     Attributes:
         tokens: the known ones.
         seed: None where the server chose one.
+        prompt_left: of these, how many no given token has replaced.
         prompt_top: alternatives of its prompt logprobs; None where it asked for none.
         position: where it stands; None where a discarded step may have set it back.
     """
@@ -27,6 +28,7 @@ class WatchedSequence:
     sampling: Sampling
     seed: int | None
     prompt_count: int
+    prompt_left: int
     prompt_top: int | None
     failed: bool = False
     position: int | None = 0
@@ -126,8 +128,9 @@ def watch(session_id: str, session: WatchedSession, step: StepInput) -> WatchedS
         del session.sequences[sequence_id]
     for new in step.new_sequences:
         session.sequences[new.sequence_id] = WatchedSequence(
-            list(new.prompt), new.sampling, new.seed, len(new.prompt), new.prompt_top_logprobs
-        )
+            list(new.prompt), new.sampling, new.seed, len(new.prompt), len(new.prompt),
+            new.prompt_top_logprobs,
+        )  # fmt: skip
     return WatchedStep(
         session_id,
         session.epoch,

@@ -279,7 +279,8 @@ class WitnessCore(Core):
                 session.settled += 1
                 session.renewed_ms = now_ms
                 if reply.error is not None:
-                    self._doom(session)
+                    if not watched.doomed:
+                        self._doom(session)
                     self._find_fallen(SessionRef(watched.session_id, session.epoch), session)
             self._settle(ticket, watched, reply, session)
         self._calls += 1
@@ -298,7 +299,7 @@ class WitnessCore(Core):
                 self._doom(session)
 
     def _doom(self, session: WatchedSession) -> None:
-        """No step in flight will commit; where sequences then stand only the server knows."""
+        """No step in flight now will commit; where sequences then stand only the server knows."""
         for ticket in session.inflight:
             self._steps[ticket].doomed = True
         for sequence in session.sequences.values():
@@ -331,10 +332,8 @@ class WitnessCore(Core):
         elif reply.error is not None:
             reason = reply.error.reason
             self.check(reason in _DISCARDS, f"a step ended with {reply.error}")
-            self.check(
-                reason is not Reason.EXECUTION_FAILED or ticket in self.failed_plans,
-                "a step failed for no reason",
-            )
+            for_no_reason = reason is Reason.EXECUTION_FAILED and ticket not in self.failed_plans
+            self.check(not for_no_reason, "a step failed for no reason")
         message = step_pb2.StepResponse()
         encode_step(message, reply, False)
         self._history.settled.append(

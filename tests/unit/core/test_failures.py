@@ -89,6 +89,18 @@ def test_after_a_discard_the_engine_meets_its_sequences_anew(
     assert plan.entries[0].handle == new.handle
 
 
+def test_given_tokens_count_as_generated_where_they_replaced_the_prompt(
+    client: Client, blocks: list[int]
+) -> None:
+    client.run(items=[explicit(1, [9, 9], 2, sample=True)])
+    client.run(items=[explicit(1, [8], 4, sample=True)])
+    client.accept(decode_ids=[1])
+    fail(client, hand_out(client))
+    client.accept(decode_ids=[1])
+    (new,) = hand_out(client).registrations
+    assert (list(new.prompt), new.generated_count) == ([1, 2, 9, 9, 8, 50], 4)
+
+
 def test_a_cancelled_step_needs_no_new_handles(client: Client, blocks: list[int]) -> None:
     client.run(new_sequences=[NewSequence(2, [1], {0: [blocks[5]]})])
     client.accept(items=[rows(2)])

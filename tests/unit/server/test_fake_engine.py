@@ -158,6 +158,20 @@ def test_penalties_know_what_was_generated_of_a_sequence_that_comes_back() -> No
         assert (outcome.entry_rows[0].token == generated[0]) == (count == 0)
 
 
+def test_penalties_count_given_tokens_as_generated_in_the_prompts_place_too() -> None:
+    driver = Driver(vocabulary_size=8)
+    expected = driver.engine.expected_token
+    prompt, given = [0], next([g] for g in range(1, 8) if expected([0, g]) == g)
+    driver.run(
+        registrations=[Registration(1, [*prompt, 3, 3], Sampling(frequency_penalty=2.0), 0)],
+        table_updates=[TableUpdate(1, 0, 0, [1], 1)],
+        entries=[Entry(1, 0, 3, TokenSource.REGISTERED)],
+    )
+    entry = Entry(1, 1, 1, TokenSource.EXPLICIT, given, sample=True)
+    (row,) = driver.run(entries=[entry]).entry_rows
+    assert row.token != given[0]
+
+
 def test_failures() -> None:
     driver = Driver()
     driver.engine.faults.fail_tickets.add(1)
