@@ -111,9 +111,7 @@ def assemble(config: EngineConfig, progress: Progress) -> Assembled:
     step_shape = _step_shape(checkpoint, config, shape, max_length, buckets, chosen.path)
     plan = _plan(checkpoint, config, device, dtype, shape, groups, step_shape)
     _log.info("memory plan", **plan.figures_mib())
-    # What is freed and not reused at once would else pile up; a step's worth of it is worth
-    # keeping.
-    mx.set_cache_limit(plan.step_bytes)
+    _hold_mlx_to(plan)
     progress(0.05, f"loading {plan.weight_bytes >> 20} MiB of weights")
     is_fused = _fuse(config, model, family, shape, chosen.path)
     weights = _load_weights(model)
@@ -182,6 +180,13 @@ def _fuse(
         _log.info("layers are not fused", reason=str(error))
         return False
     return True
+
+
+def _hold_mlx_to(plan: MemoryPlan) -> None:
+    # What is freed and not reused at once would else pile up; a step's worth is worth keeping.
+    mx.set_cache_limit(plan.step_bytes)
+    # MLX builds layers ahead of the device, whose arrays live at once: it waits at the limit.
+    mx.set_memory_limit(plan.limit_bytes)
 
 
 def _load_weights(model: Module) -> list[mx.array]:

@@ -51,7 +51,9 @@ class StepShape:
     gather: bool
 
     def step_bytes(self) -> int:
-        """An upper estimate of what a step holds beside weights and pool."""
+        """An estimate of what a step holds beside weights and pool: of two layers, since MLX, which
+        builds ahead of the device, may hold arrays of more where the memory limit leaves room.
+        """
         widths = 4 * self.hidden + 3 * self.intermediate + 3 * self.queries + 4 * self.keys
         activations = self.rows * widths * self.item_bytes
         # Logits as the model gives them, then float32 copies: adjusted, shifted, sorted, kept.
@@ -133,7 +135,7 @@ class MemoryPlan:
         lines = (
             ("weights", self.weight_bytes, ""),
             *pools,
-            ("worst step", self.step_bytes, "estimate; MLX keeps up to as much of it for reuse"),
+            ("worst step", self.step_bytes, "estimate; MLX takes more of what the limit leaves"),
             ("total", self.total_bytes, ""),
             ("limit", self.limit_bytes, f"{share:.0%} of {_mebibytes(self.device_bytes)}"),
         )

@@ -221,6 +221,7 @@ class StepRunner:
             if flight.batch is not None:
                 self._parity = flight.batch.parity
             elif not plan.copies:
+                flight.snapshot = []  # nothing to take back, and handles keep pools alive
                 return
             if plan.copies:
                 forward.copy_blocks(plan.copies)

