@@ -100,6 +100,15 @@ INLINE void write_bins(Place place, THREADGROUP const ulong* memory, DEVICE ulon
   }
 }
 
+// Whether a token of the row is drawn: it is not greedy, and has one. Finds the row's largest logit.
+INLINE bool is_drawn(Place place, DEVICE const float* rules, DEVICE const ulong* extents, int parts,
+                     THREAD Row* row) {
+  const Extent extent = extent_of_parts(place, extents, parts);
+  row->largest = from_ordered(uint(extent.best >> 32));
+  row->temperature = rules[0];
+  return rules[0] > 0.0f && !has_none(extent);
+}
+
 // What lies in the bins of the row's first search: weights, or tokens where it counts those. Without
 // a search the bins are for their sum.
 KERNEL(NAMED(sample_bins))(
@@ -112,13 +121,10 @@ KERNEL(NAMED(sample_bins))(
   const Place place = {THREAD_INDEX, LANE, SIMDGROUP};
   const long first_part = long(GROUP_Y) * params.parts;
   DEVICE const float* own_rules = rules + long(GROUP_Y) * SAMPLE_RULES;
-  const Extent extent = extent_of_parts(place, extents + 2 * first_part, params.parts);
-  if (!(own_rules[0] > 0.0f) || has_none(extent)) {
+  Row row = row_of(logits, GROUP_Y, params);
+  if (!is_drawn(place, own_rules, extents + 2 * first_part, params.parts, &row)) {
     return;
   }
-  Row row = row_of(logits, GROUP_Y, params);
-  row.largest = from_ordered(uint(extent.best >> 32));
-  row.temperature = own_rules[0];
   const Search search = first_search(row, own_rules, limit_of_min_p(row, own_rules), BINS);
   clear_bins(place, memory);
   const int begin = GROUP_X * SAMPLE_PART_CHUNKS;
@@ -212,13 +218,10 @@ KERNEL(NAMED(sample_candidates))(
   const Place place = {THREAD_INDEX, LANE, SIMDGROUP};
   const long first_part = long(GROUP_Y) * params.parts;
   DEVICE const float* own_rules = rules + long(GROUP_Y) * SAMPLE_RULES;
-  const Extent extent = extent_of_parts(place, extents + 2 * first_part, params.parts);
-  if (!(own_rules[0] > 0.0f) || has_none(extent)) {
+  Row row = row_of(logits, GROUP_Y, params);
+  if (!is_drawn(place, own_rules, extents + 2 * first_part, params.parts, &row)) {
     return;
   }
-  Row row = row_of(logits, GROUP_Y, params);
-  row.largest = from_ordered(uint(extent.best >> 32));
-  row.temperature = own_rules[0];
   Search search = first_search(row, own_rules, limit_of_min_p(row, own_rules), BINS);
   if (keeps_all(search)) {
     return;
