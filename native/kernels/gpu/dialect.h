@@ -70,6 +70,10 @@ INLINE int highest_bit(uint bits) {
   return 31 - __clz(static_cast<int>(bits));
 }
 
+INLINE int count_bits(uint bits) {
+  return __popc(bits);
+}
+
 INLINE float2 halves_to_floats(uint bits) {
   const __half2 pair = *reinterpret_cast<const __half2*>(&bits);
   return __half22float2(pair);
@@ -212,6 +216,10 @@ INLINE uint float_to_bits(float value) {
 
 INLINE int highest_bit(uint bits) {
   return 31 - int(clz(bits));
+}
+
+INLINE int count_bits(uint bits) {
+  return int(popcount(bits));
 }
 
 INLINE float2 halves_to_floats(uint bits) {

@@ -31,21 +31,16 @@ INLINE uint largest_of_lanes(uint value) {
   return value;
 }
 
-// A bit for each logit of a thread's chunks `first`, `first + stride`, ... whose key is from `low` to
-// `high`; the chunks after them are fetched to `next`. Few keys are: where each lane had its own branch
-// for each logit, all lanes would go through nearly all.
-INLINE uint within(Row row, uint low, uint high, int first, int stride, int end,
-                   THREAD uint4* next) {
+// As `within`, of a thread's chunks `first`, `first + stride`, ...; the chunks after them are fetched to
+// `next`. Few keys are: where each lane had its own branch for each logit, all lanes would go through
+// nearly all.
+INLINE uint next_within(Row row, uint low, uint high, int first, int stride, int end,
+                        THREAD uint4* next) {
   uint bits = 0u;
   UNROLL for (int a = 0; a < AHEAD; ++a) {
-    float values[VECTOR_ELEMENTS];
-    unpack(next[a], values);
+    const uint found = within(row, next[a], low, high);
     next[a] = load_chunk(row, first + (a + AHEAD) * stride, end);
-    UNROLL for (int e = 0; e < VECTOR_ELEMENTS; ++e) {
-      const uint key = key_of(row, values[e]);
-      const bool is_there = key >= low && key <= high && first + a * stride < end;
-      bits |= is_there ? 1u << (a * VECTOR_ELEMENTS + e) : 0u;
-    }
+    bits |= first + a * stride < end ? found << (a * VECTOR_ELEMENTS) : 0u;
   }
   return bits;
 }
@@ -67,7 +62,7 @@ INLINE void cut(Place place, Row row, THREAD Search* search, THREADGROUP ulong* 
     next[a] = load_chunk(row, place.index + a * THREADS, row.chunks);
   }
   for (int first = place.index; first < row.chunks; first += AHEAD * THREADS) {
-    uint bits = within(row, search->low, search->high, first, THREADS, row.chunks, next);
+    uint bits = next_within(row, search->low, search->high, first, THREADS, row.chunks, next);
     while (bits != 0u) {
       const uint key = key_of(row, take(row, first, THREADS, &bits));
       memory[bin_of(*search, key, BINS) * THREADS + place.index] +=
@@ -125,12 +120,12 @@ INLINE Row candidates_of(Place place, Row row, DEVICE const uint4* candidates,
   return row;
 }
 
-// Rules 4 to 6, of which `search` is the first. Which of the parts' bins are all kept is written to
-// `found`.
-INLINE Kept find_kept(Place place, Row row, DEVICE const float* rules, Search search,
+// Rules 4 to 6: `limit` is the last one's, `search` the first. Which of the parts' bins are all kept is
+// written to `found`.
+INLINE Kept find_kept(Place place, Row row, DEVICE const float* rules, uint limit, Search search,
                       THREAD Found* found, THREADGROUP ulong* memory) {
   Kept kept;
-  kept.limit = limit_of_min_p(row, rules);
+  kept.limit = limit;
   UNROLL for (int r = 0; r < SAMPLE_ROUNDS; ++r) {
     found->before[r] = r == 0 ? SAMPLE_PART_BINS : 0;
   }
@@ -175,13 +170,13 @@ INLINE uint sum_kept(Place place, Row row, Kept kept, Found found, THREADGROUP u
       }
     }
     const int begin = p * row.part_chunks + place.lane;
-    const int end = (p + 1) * row.part_chunks < row.chunks ? (p + 1) * row.part_chunks : row.chunks;
+    const int end = end_of_part(row, p);
     uint4 next[AHEAD];
     UNROLL for (int a = 0; a < AHEAD; ++a) {
       next[a] = load_chunk(row, begin + a * LANES, end);
     }
     for (int first = begin; first < end && !has_all; first += AHEAD * LANES) {
-      uint bits = within(row, lowest, kept.limit, first, LANES, end, next);
+      uint bits = next_within(row, lowest, kept.limit, first, LANES, end, next);
       while (bits != 0u) {
         const float value = take(row, first, LANES, &bits);
         const uint key = key_of(row, value), logit = ordered(value);
@@ -226,8 +221,9 @@ INLINE int draw(Place place, Row row, Kept kept, uint fraction, int parts,
     total += memory[p];
   }
   ulong below = share_of(total, fraction, false);
-  int begin = choose(memory, parts, &below) * SAMPLE_PART_CHUNKS;
-  int end = begin + SAMPLE_PART_CHUNKS < row.chunks ? begin + SAMPLE_PART_CHUNKS : row.chunks;
+  const int part = choose(memory, parts, &below);
+  int begin = part * row.part_chunks;
+  int end = end_of_part(row, part);
   THREADGROUP_BARRIER();
   while (end - begin > 1) {
     const int piece = (end - begin + SIMDGROUPS - 1) / SIMDGROUPS;
@@ -288,21 +284,20 @@ KERNEL(NAMED(sample))(
   uint least_kept = ORDERED_MINUS_INFINITY;
   DEVICE const float* own = rules + long(GROUP_X) * SAMPLE_RULES;
   const bool has_rules = GROUP_X < params.rule_rows;
-  if (has_rules && !has_none(extent) && own[0] > 0.0f) {
-    Row row = row_of(logits, GROUP_X, params);
-    row.largest = from_ordered(largest);
-    row.temperature = own[0];
+  Row row = row_of(logits, GROUP_X, params);
+  if (has_rules && is_drawn(extent, own, &row)) {
     Found found;
     found.bins[0] = bins + first_part * SAMPLE_PART_BINS;
     found.bins[1] = finer_bins + first_part * SAMPLE_PART_BINS;
     found.parts = params.parts;
-    const Search search = first_search(row, own, limit_of_min_p(row, own), SAMPLE_PART_BINS);
+    const uint limit = limit_of_min_p(row, own);
+    const Search search = first_search(row, own, limit, SAMPLE_PART_BINS);
     const Row open =
         keeps_all(search)
             ? row
             : candidates_of(place, row, candidates + first_part * SAMPLE_CANDIDATE_CHUNKS,
                             candidate_counts + first_part, params.parts);
-    const Kept kept = find_kept(place, open, own, search, &found, memory);
+    const Kept kept = find_kept(place, open, own, limit, search, &found, memory);
     least_kept = sum_kept(place, open, kept, found, memory);
     least_kept = least_kept < NO_KEY ? least_kept : extent.smallest;
     token = draw(place, row, kept, fraction_of(own[4]), params.parts, memory);

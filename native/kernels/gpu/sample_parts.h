@@ -14,7 +14,7 @@ KERNEL(NAMED(sample_extent))(
   Row row = row_of(logits, GROUP_Y, params);
   row.padding = uint(row.logits[row.count - 1]);
   const int begin = GROUP_X * SAMPLE_PART_CHUNKS;
-  const int end = begin + SAMPLE_PART_CHUNKS < row.chunks ? begin + SAMPLE_PART_CHUNKS : row.chunks;
+  const int end = end_of_part(row, GROUP_X);
   uint largest = 0u;
   int index = 0;
   uint smallest = NO_KEY;
@@ -100,15 +100,6 @@ INLINE void write_bins(Place place, THREADGROUP const ulong* memory, DEVICE ulon
   }
 }
 
-// Whether a token of the row is drawn: it is not greedy, and has one. Finds the row's largest logit.
-INLINE bool is_drawn(Place place, DEVICE const float* rules, DEVICE const ulong* extents, int parts,
-                     THREAD Row* row) {
-  const Extent extent = extent_of_parts(place, extents, parts);
-  row->largest = from_ordered(uint(extent.best >> 32));
-  row->temperature = rules[0];
-  return rules[0] > 0.0f && !has_none(extent);
-}
-
 // What lies in the bins of the row's first search: weights, or tokens where it counts those. Without
 // a search the bins are for their sum.
 KERNEL(NAMED(sample_bins))(
@@ -122,13 +113,13 @@ KERNEL(NAMED(sample_bins))(
   const long first_part = long(GROUP_Y) * params.parts;
   DEVICE const float* own_rules = rules + long(GROUP_Y) * SAMPLE_RULES;
   Row row = row_of(logits, GROUP_Y, params);
-  if (!is_drawn(place, own_rules, extents + 2 * first_part, params.parts, &row)) {
+  if (!is_drawn(extent_of_parts(place, extents + 2 * first_part, params.parts), own_rules, &row)) {
     return;
   }
   const Search search = first_search(row, own_rules, limit_of_min_p(row, own_rules), BINS);
   clear_bins(place, memory);
   const int begin = GROUP_X * SAMPLE_PART_CHUNKS;
-  const int end = begin + SAMPLE_PART_CHUNKS < row.chunks ? begin + SAMPLE_PART_CHUNKS : row.chunks;
+  const int end = end_of_part(row, GROUP_X);
   add_part_to_bins(place, row, search, begin, end, memory);
   write_bins(place, memory, bins + (first_part + GROUP_X) * BINS);
 }
@@ -174,16 +165,9 @@ INLINE int gather(Place place, Row row, uint low, uint high, int begin, int end,
   int total = 0;
   uint is_candidate[OWN_CHUNKS];  // a bit for each logit
   UNROLL for (int c = 0; c < OWN_CHUNKS; ++c) {
-    float values[VECTOR_ELEMENTS];
-    unpack(chunks[c], values);
-    is_candidate[c] = 0u;
-    UNROLL for (int e = 0; e < VECTOR_ELEMENTS; ++e) {
-      const uint key = key_of(row, values[e]);
-      const bool is_there =
-          key >= low && key <= high && begin + c * THREADS + place.index < end;
-      is_candidate[c] |= is_there ? 1u << e : 0u;
-      total += is_there ? 1 : 0;
-    }
+    const bool is_own = begin + c * THREADS + place.index < end;
+    is_candidate[c] = is_own ? within(row, chunks[c], low, high) : 0u;
+    total += count_bits(is_candidate[c]);
   }
   int at = sum_before(place, &total, memory);
   UNROLL for (int c = 0; c < OWN_CHUNKS; ++c) {
@@ -219,7 +203,7 @@ KERNEL(NAMED(sample_candidates))(
   const long first_part = long(GROUP_Y) * params.parts;
   DEVICE const float* own_rules = rules + long(GROUP_Y) * SAMPLE_RULES;
   Row row = row_of(logits, GROUP_Y, params);
-  if (!is_drawn(place, own_rules, extents + 2 * first_part, params.parts, &row)) {
+  if (!is_drawn(extent_of_parts(place, extents + 2 * first_part, params.parts), own_rules, &row)) {
     return;
   }
   Search search = first_search(row, own_rules, limit_of_min_p(row, own_rules), BINS);
@@ -233,7 +217,7 @@ KERNEL(NAMED(sample_candidates))(
   }
   const long part = first_part + GROUP_X;
   const int begin = GROUP_X * SAMPLE_PART_CHUNKS;
-  const int end = begin + SAMPLE_PART_CHUNKS < row.chunks ? begin + SAMPLE_PART_CHUNKS : row.chunks;
+  const int end = end_of_part(row, GROUP_X);
   const uint low = search.is_sought && search.is_weighted ? search.low : 0u;
   THREADGROUP ulong* behind = memory + 2 * SAMPLE_CANDIDATE_CHUNKS;  // and behind the sums
   const int count =

@@ -88,6 +88,12 @@ INLINE uint logit_at(Row row, int index) {
   return index < row.count ? uint(row.logits[index]) : row.padding;
 }
 
+// The chunk behind the last one of a part.
+INLINE int end_of_part(Row row, int part) {
+  const int end = (part + 1) * row.part_chunks;
+  return end < row.chunks ? end : row.chunks;
+}
+
 // A logit within the row.
 INLINE float value_at(Row row, int index) {
 #if ELEMENT == 0
@@ -118,6 +124,18 @@ INLINE uint4 load_chunk(Row row, int chunk, int end) {
 // Above INFINITE_KEY past the end of the row.
 INLINE uint key_of(Row row, float logit) {
   return float_to_bits(row.largest - logit);
+}
+
+// A bit for each logit of a chunk whose key is from `low` to `high`.
+INLINE uint within(Row row, uint4 chunk, uint low, uint high) {
+  float values[VECTOR_ELEMENTS];
+  unpack(chunk, values);
+  uint bits = 0u;
+  UNROLL for (int e = 0; e < VECTOR_ELEMENTS; ++e) {
+    const uint key = key_of(row, values[e]);
+    bits |= key >= low && key <= high ? 1u << e : 0u;
+  }
+  return bits;
 }
 
 INLINE float depth_of(Row row, uint key) {
@@ -184,6 +202,14 @@ INLINE bool has_none(Extent extent) {
   const uint largest = uint(extent.best >> 32);
   return extent.smallest < ORDERED_MINUS_INFINITY || largest >= ORDERED_INFINITY ||
       largest == ORDERED_MINUS_INFINITY;
+}
+
+// Whether a token of the row is drawn: it is not greedy, and has one. Finds what its keys and depths
+// are reckoned from.
+INLINE bool is_drawn(Extent extent, DEVICE const float* rules, THREAD Row* row) {
+  row->largest = from_ordered(uint(extent.best >> 32));
+  row->temperature = rules[0];
+  return rules[0] > 0.0f && !has_none(extent);
 }
 
 // x * 2^32 for x in [0, 1), else 0.
