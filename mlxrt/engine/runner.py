@@ -200,6 +200,7 @@ class StepRunner:
         outcome = None
         if flight.failure is None:
             outcome = self._take_values(flight)
+        flight.snapshot = []  # nothing to take back any more, and handles keep pools alive
         if flight.failure is not None or outcome is None:
             self.counters.failed_steps += not flight.plan.cancelled
             assert flight.failure is not None
@@ -221,7 +222,6 @@ class StepRunner:
             if flight.batch is not None:
                 self._parity = flight.batch.parity
             elif not plan.copies:
-                flight.snapshot = []  # nothing to take back, and handles keep pools alive
                 return
             if plan.copies:
                 forward.copy_blocks(plan.copies)
