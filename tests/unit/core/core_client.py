@@ -100,6 +100,18 @@ class Client:
         return next(s for s in snapshot.sequences if s.sequence_id == sequence_id)
 
 
+def hand_out(client: Client) -> StepPlan:
+    """The next plan, which there is."""
+    plan = client.core.next_plan(0)
+    assert plan is not None
+    return plan
+
+
+def new(sequence_id: int, count: int, blocks: list[int]) -> NewSequence:
+    """A sequence whose prompt is 1, 2, ... in these blocks."""
+    return NewSequence(sequence_id, range(1, count + 1), {0: blocks})
+
+
 def rows(sequence_id: int, count: int = 1, start: int | None = None, **more: Any) -> Item:
     """An item whose rows take registered tokens."""
     source = more.pop("source", TokenSource.REGISTERED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from core_client import FACTS, FAILURE, Client, outcome, refused, rows
+from core_client import FACTS, FAILURE, Client, hand_out, outcome, refused, rows
 
 from mlxrt.core.core import Core
 from mlxrt.core.model import Limits
@@ -23,12 +23,6 @@ def blocks(client: Client) -> list[int]:
 def drafts(sequence_id: int, tokens: list[int], **more: object) -> Item:
     """A decode that verifies `tokens`."""
     return rows(sequence_id, source=LAST, sample=True, draft_tokens=tokens, **more)
-
-
-def plan_of(client: Client) -> StepPlan:
-    plan = client.core.next_plan(0)
-    assert plan is not None
-    return plan
 
 
 def answer(plan: StepPlan, *drawn: list[int]) -> StepOutcome:
@@ -56,7 +50,7 @@ def test_a_prefix_is_accepted_and_one_token_more_is_sampled(
 ) -> None:
     client.prefill(1, 3, {0: blocks[:3]})
     client.accept(items=[drafts(1, [7, 8])])
-    plan = plan_of(client)
+    plan = hand_out(client)
     assert (plan.entries[0].start, plan.entries[0].count) == (3, 1)
     assert list(plan.entries[0].draft_tokens) == [7, 8]
     reply = finish(client, plan, drawn)
@@ -74,7 +68,7 @@ def test_what_follows_the_accepted_drafts_counts_as_not_computed(
 ) -> None:
     client.prefill(1, 3, {0: blocks[:3]})
     client.accept(items=[drafts(1, [7, 8, 9])])
-    finish(client, plan_of(client), [7, 50, 50, 50])
+    finish(client, hand_out(client), [7, 50, 50, 50])
     # Positions 3 and 4 are computed, 5 and 6 hold drafts that nobody sampled.
     shared = NewSequence(2, range(1, 9), {0: blocks[:2] + blocks[5:6]})
     client.refuse(
@@ -100,8 +94,8 @@ def test_rows_of_an_unsettled_sequence_are_refused_and_table_changes_are_not(
     replaced = rows(1, 1, 0, replace={0: blocks[4:5]})
     client.refuse(Reason.POSITION_UNKNOWN, "items[0].row_count", items=[replaced])
     client.accept(decode_ids=[2], items=[Item(1, append={0: blocks[4:5]})])
-    finish(client, plan_of(client), [7, 8, 9])
-    reply = finish(client, plan_of(client))
+    finish(client, hand_out(client), [7, 8, 9])
+    reply = finish(client, hand_out(client))
     assert reply.items[0].position == 6
     assert client.run(decode_ids=[1, 2]).token_ids == [50, 50]
     assert client.state(1).token_ids == [1, 2, 3, 50, 7, 8, 9, 50]
@@ -113,8 +107,8 @@ def test_preemption_behind_drafts_keeps_the_accepted_tokens(
     client.prefill(1, 3, {0: blocks[:2]})
     client.accept(items=[drafts(1, [7, 8])])
     client.accept(items=[Item(1, replace={})])
-    finish(client, plan_of(client), [7, 8, 9])
-    reply = finish(client, plan_of(client))
+    finish(client, hand_out(client), [7, 8, 9])
+    reply = finish(client, hand_out(client))
     assert reply.items[0].position == 0
     state = client.state(1)
     assert (state.position, state.token_ids) == (0, [1, 2, 3, 50, 7, 8, 9])
@@ -130,8 +124,8 @@ def test_a_copy_onto_drafts_in_flight_is_not_taken_for_them(
     client.prefill(2, 1, {0: blocks[2:3]})
     client.accept(items=[drafts(1, [7, 8])])
     client.accept(copies=[(0, blocks[2], blocks[1])])
-    finish(client, plan_of(client), [7, 8, 9])
-    finish(client, plan_of(client))
+    finish(client, hand_out(client), [7, 8, 9])
+    finish(client, hand_out(client))
     shared = NewSequence(3, range(1, 9), {0: blocks[:2]})
     client.refuse(
         Reason.BLOCK_UNFILLED,
@@ -155,8 +149,8 @@ def test_a_copy_of_drafts_in_flight_takes_those_that_are_accepted(
         new_sequences=[copied],
         items=[rows(2, 1, 6, sample=True)],
     )
-    finish(client, plan_of(client), [7, 8, 9])
-    finish(client, plan_of(client), [40])
+    finish(client, hand_out(client), [7, 8, 9])
+    finish(client, hand_out(client), [40])
     assert client.state(1).position == 8
     assert client.run(decode_ids=[2]).token_ids == [50]
     assert client.state(2).token_ids == [1, 2, 3, 4, 5, 50, 6, 40, 50]
@@ -173,8 +167,8 @@ def test_a_block_with_drafts_in_flight_may_be_taken_by_another_sequence(
         new_sequences=[NewSequence(2, [6], {0: blocks[1:2]})],
         items=[rows(2, 1, sample=True)],
     )
-    finish(client, plan_of(client), [7, 8, 9])
-    finish(client, plan_of(client), [40])
+    finish(client, hand_out(client), [7, 8, 9])
+    finish(client, hand_out(client), [40])
     assert client.run(decode_ids=[2]).token_ids == [50]
     assert client.state(2).token_ids == [6, 40, 50]
 
@@ -182,19 +176,19 @@ def test_a_block_with_drafts_in_flight_may_be_taken_by_another_sequence(
 def test_a_failed_step_takes_its_drafts_with_it(client: Client, blocks: list[int]) -> None:
     client.prefill(1, 3, {0: blocks[:2]})
     client.accept(items=[drafts(1, [7, 8])])
-    plan = plan_of(client)
+    plan = hand_out(client)
     client.core.finish(outcome(plan, failure=FAILURE), 0)
     client.core.check_integrity()
     assert client.state(1).token_ids == [1, 2, 3, 50]
     client.accept(items=[drafts(1, [7, 8])])
-    finish(client, plan_of(client), [7, 8, 9])
+    finish(client, hand_out(client), [7, 8, 9])
     assert client.state(1).token_count == 7
 
 
 def test_a_take_over_settles_the_sequence(client: Client, blocks: list[int]) -> None:
     client.prefill(1, 3, {0: blocks[:2]})
     client.accept(items=[drafts(1, [7])])
-    plan = plan_of(client)
+    plan = hand_out(client)
     client.ref = client.core.resume(client.ref, "resume", 0).session
     client.core.finish(answer(plan, [7, 8]), 0)
     client.core.check_integrity()
@@ -206,7 +200,7 @@ def test_one_sequence_fails_among_drafts(client: Client, blocks: list[int]) -> N
     client.prefill(1, 3, {0: blocks[:2]})
     client.prefill(2, 3, {0: blocks[2:4]})
     client.accept(items=[drafts(1, [7]), drafts(2, [8])])
-    plan = plan_of(client)
+    plan = hand_out(client)
     told = answer(plan, [7, 9], [8, 9])
     told.entry_rows[0] = SampledRow(failure=NAN)
     ((_, reply),) = client.core.finish(told, 0)
@@ -221,7 +215,7 @@ def test_an_engine_that_accepts_what_was_no_draft_is_a_defect(
 ) -> None:
     client.prefill(1, 3, {0: blocks[:2]})
     client.accept(items=[drafts(1, [7])])
-    told = outcome(plan_of(client))
+    told = outcome(hand_out(client))
     told.entry_rows = [SampledRow(token=3, accepted=[SampledRow(token=6)])]
     ((_, reply),) = client.core.finish(told, 0)
     assert reply.error is not None and reply.error.reason is Reason.INTERNAL_DEFECT
@@ -277,7 +271,7 @@ def test_rows_behind_the_first_draft_that_was_not_drawn_mean_nothing() -> None:
 def test_a_released_sequence_leaves_its_drafts_behind(client: Client, blocks: list[int]) -> None:
     client.prefill(1, 3, {0: blocks[:2]})
     client.accept(items=[drafts(1, [7, 8])])
-    plan = plan_of(client)
+    plan = hand_out(client)
     client.core.free_sequences(client.ref, "free", [1], 0, free_blocks=False)
     finish(client, plan, [7, 8, 9])
     refused(
@@ -296,7 +290,7 @@ def test_rejected_drafts_take_the_place_of_what_was_computed_there(
     client.run(releases=[9])
     client.prefill(1, 5, {0: [a, b, c]})
     client.accept(items=[drafts(1, [7, 8])])
-    finish(client, plan_of(client), drawn)
+    finish(client, hand_out(client), drawn)
     client.run(releases=[1])
     parts = {"new_sequences": [NewSequence(2, range(1, 10), {0: [a, b, c]})]}
     end = 4 + computed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from core_client import FAILURE, Client, explicit, finish_all, outcome, rows
+from core_client import FAILURE, Client, explicit, finish_all, hand_out, outcome, rows
 
 from mlxrt.core.sampling import Sampling
 from mlxrt.core.step import FAILED_TOKEN, Item, NewSequence, SampledRow, StepOutcome, StepPlan
@@ -17,12 +17,6 @@ def blocks(client: Client) -> list[int]:
     blocks = client.allocate(12)[0]
     client.prefill(1, 6, {0: blocks[:3]})
     return blocks
-
-
-def hand_out(client: Client) -> StepPlan:
-    plan = client.core.next_plan(0)
-    assert plan is not None
-    return plan
 
 
 def fail(client: Client, plan: StepPlan, reason: Reason = Reason.EXECUTION_FAILED) -> None:

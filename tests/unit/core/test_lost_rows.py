@@ -9,7 +9,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from core_client import FACTS, FAILURE, LIMITS, Client, explicit, finish_all, outcome, rows
+from core_client import (
+    FACTS,
+    FAILURE,
+    LIMITS,
+    Client,
+    explicit,
+    finish_all,
+    hand_out,
+    new,
+    outcome,
+    rows,
+)
 
 from mlxrt.core.core import Core
 from mlxrt.core.step import FAILED_TOKEN, Item, NewSequence, StepPlan, TokenSource
@@ -24,16 +35,6 @@ def blocks(client: Client) -> list[int]:
     client.run(releases=[9])
     client.prefill(1, 8, {0: blocks[:3]})
     return blocks
-
-
-def new(sequence_id: int, count: int, blocks: list[int]) -> NewSequence:
-    return NewSequence(sequence_id, range(1, count + 1), {0: blocks})
-
-
-def hand_out(client: Client) -> StepPlan:
-    plan = client.core.next_plan(0)
-    assert plan is not None
-    return plan
 
 
 def fail_decode(client: Client, plan: StepPlan) -> None:

@@ -5,26 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from core_client import FACTS, FAILURE, LIMITS, Client, finish_all, outcome, rows
+from core_client import FACTS, FAILURE, LIMITS, Client, finish_all, hand_out, new, outcome, rows
 
 from mlxrt.core.core import Core
-from mlxrt.core.step import FAILED_TOKEN, Item, NewSequence, StepPlan, TokenSource
+from mlxrt.core.step import FAILED_TOKEN, Item, NewSequence, TokenSource
 from mlxrt.errors import Reason
 
 
 @pytest.fixture
 def blocks(client: Client) -> list[int]:
     return client.allocate(12)[0]
-
-
-def new(sequence_id: int, count: int, blocks: list[int]) -> NewSequence:
-    return NewSequence(sequence_id, range(1, count + 1), {0: blocks})
-
-
-def hand_out(client: Client) -> StepPlan:
-    plan = client.core.next_plan(0)
-    assert plan is not None
-    return plan
 
 
 def test_each_item_of_a_chain_reads_what_those_before_it_fill(
